@@ -1,0 +1,51 @@
+# Everything a fresh clone needs: Python >= 3.10 and make.
+PYTHON ?= python3
+VENV := .venv
+ifeq ($(OS),Windows_NT)
+BIN := $(VENV)/Scripts
+else
+BIN := $(VENV)/bin
+endif
+PROMPT ?= turn on the kitchen light
+
+.PHONY: demo test lint oracle docs clean
+
+demo: $(VENV)/demo.stamp
+	$(BIN)/edge build tiny-phi --target cpu --out build/tiny-phi-cpu --force
+	$(BIN)/edge run build/tiny-phi-cpu "$(PROMPT)" --stats
+
+test: lint
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/test.stamp
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# Compares with PyTorch and transformers; nothing else needs them.
+oracle: $(VENV)/oracle.stamp
+	$(BIN)/python -m pytest -m oracle
+
+docs: $(VENV)/test.stamp
+	$(BIN)/python docs/generate.py
+
+clean:
+	rm -rf $(VENV) build dist
+
+$(VENV)/created.stamp:
+	$(PYTHON) -c "import sys; sys.exit('edgekit needs Python 3.10 or newer, this is ' + sys.version) if sys.version_info < (3, 10) else None"
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -c "open('$@', 'w').close()"
+
+$(VENV)/demo.stamp: $(VENV)/created.stamp pyproject.toml
+	$(BIN)/python -m pip install --quiet --editable ".[build,onnx]"
+	$(BIN)/python -c "open('$@', 'w').close()"
+
+$(VENV)/test.stamp: $(VENV)/created.stamp pyproject.toml
+	$(BIN)/python -m pip install --quiet --editable ".[build,onnx,test]"
+	$(BIN)/python -c "open('$@', 'w').close()"
+
+$(VENV)/oracle.stamp: $(VENV)/test.stamp tests/oracle/requirements.txt
+	$(BIN)/python -m pip install --quiet --requirement tests/oracle/requirements.txt
+	$(BIN)/python -c "open('$@', 'w').close()"

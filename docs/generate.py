@@ -1,0 +1,184 @@
+"""Writes everything in the documentation that code already knows: docs/cli.md, and what stands between
+
+    <!-- generated: NAME -->
+    <!-- end -->
+
+in README.md and other pages. ``python docs/generate.py`` writes, ``--check`` only says what is out of date (a test runs it).
+"""
+
+import json
+import re
+import sys
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "toolkit"))
+
+import typer  # noqa: E402
+
+import edgekit  # noqa: E402
+from edgekit import cli, errors, listing  # noqa: E402
+from edgekit.catalog import catalogue  # noqa: E402
+from edgekit.quant.scheme import SCHEMES  # noqa: E402
+from edgekit.target import targets  # noqa: E402
+from tiny_phi import exam  # noqa: E402
+
+PAGES = ("README.md", "docs/artifact.md", "docs/cli.md", "toolkit/edgekit/tiny_phi/README.md")
+BLOCK = re.compile(r"(<!-- generated: ([a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def target_table() -> str:
+    return table(*listing.target_table(targets()))
+
+
+def model_table() -> str:
+    return table(*listing.model_table(catalogue()))
+
+
+def scheme_table() -> str:
+    rows = [
+        [f"`{s.name}`", str(s.linear.group), f"{s.linear.bits_per_weight:.3f}", f"{s.lm_head.bits} bits, {s.lm_head.bits_per_weight:.3f}"]
+        for s in SCHEMES.values()
+    ]
+    return table(["scheme", "group", "bits a weight", "embedding and lm_head"], rows)
+
+
+def exit_codes() -> str:
+    """Read off the classes, in the order of their codes; what each means stands in errors.py's own docstring."""
+    meaning = dict(re.findall(r"(?m)^ [├└]─ (\w+) +\d+ +(.+)$", errors.__doc__ or ""))
+    kinds = [k for k in vars(errors).values() if isinstance(k, type) and "exit_code" in vars(k) and k.__name__ in meaning]
+    rows = [[str(k.exit_code), f"`{k.__name__}`", meaning[k.__name__]] for k in sorted(kinds, key=lambda k: k.exit_code)]
+    return table(["code", "kind", "meaning"], [["0", "", "done"], *rows, ["130", "", "ended by Ctrl-C"]])
+
+
+def tiny_phi_table() -> str:
+    result = load("bench/results/tiny_phi.json")
+    if result is None:
+        return "Not measured yet: `python bench/tiny_phi.py --out bench/results/tiny_phi.json`."
+    bits = ", ".join(f"{name} {value} bits a weight" for name, value in result["bits_per_weight"].items())
+    versions = ", ".join(f"{name} {value}" for name, value in sorted(result["versions"].items()))
+    return "\n".join(
+        [
+            f"Exact match in percent, {result['prompts_each']} held-out prompts a cell; {bits}.",
+            "",
+            exam.table(result["scores"]),
+            "",
+            f"`{result['command'].strip()}`; weights sha256 `{result['weights_sha256'][:16]}`; {versions}.",
+        ]
+    )
+
+
+def startup_table() -> str:
+    result = load("bench/results/startup.json")
+    if result is None:
+        return "Not measured yet: `python bench/startup.py --out bench/results/startup.json`."
+    rows = [[f"`{name}`", f"{ms:.0f} ms"] for name, ms in result["median_ms"].items()]
+    versions = ", ".join(f"{name} {value}" for name, value in sorted(result["versions"].items()))
+    return "\n".join([table(["command", "median"], rows), "", f"`{result['command']}`; {result['machine']}; {versions}."])
+
+
+def load(path: str) -> dict[str, Any] | None:
+    """What a bench measured, None as long as nobody ran it."""
+    file = ROOT / path
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+
+
+def api() -> str:
+    """The example of the package's docstring, and the first sentence of every public name."""
+    about = edgekit.__doc__ or ""
+    example = textwrap.dedent("\n".join(line for line in about.splitlines() if line.startswith("    ") or not line)).strip()
+    rows = [[f"`edgekit.{name}`", first_sentence(getattr(edgekit, name).__doc__ or "")] for name in sorted(edgekit.__all__)]
+    return f"```python\n{example}\n```\n\n{table(['name', 'what it is'], rows)}"
+
+
+def first_sentence(text: str) -> str:
+    words = text.split()
+    end = next((i for i, word in enumerate(words) if word.endswith(".") and word not in ("e.g.", "etc.")), len(words) - 1)
+    return " ".join([*words[:end], words[end].rstrip(".")] if words else []).replace("``", "`")
+
+
+def cli_page() -> str:
+    """Every command with its arguments and options, taken from the command objects, not from a rendering that changes with Typer."""
+    group = typer.main.get_command(cli.app)
+    commands: dict[str, Any] = group.commands  # type: ignore[attr-defined]
+    parts = [
+        "# The `edge` command\n\nGenerated from the help texts by `make docs`; do not edit.",
+        group.help or "",
+        "\n".join(f"- [`edge {name}`](#edge-{name}): {command.help}" for name, command in commands.items()),
+        "With `--json` stdout holds exactly one JSON document, also when the command fails:\n"
+        '`{"error": {"kind": "TargetError", "message": "...", "exit_code": 4}}`. Progress and messages go to stderr.\n'
+        "What the option parser itself refuses (an unknown option, a missing argument) is exit code 2 and text on stderr, without JSON.\n"
+        "`edge --install-completion` sets up shell completion, `edge --version` shows the version.",
+        *(command_section(name, command) for name, command in commands.items()),
+        "## Exit codes\n\n" + exit_codes(),
+        "## How quick it starts\n\n" + startup_table(),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def command_section(name: str, command: Any) -> str:
+    shown = [p for p in command.params if p.name != "help"]
+    arguments = [p for p in shown if p.param_type_name == "argument"]
+    usage = " ".join([*(p.metavar if p.required else f"[{p.metavar}]" for p in arguments), "[OPTIONS]"])
+    rows = [[f"`{p.metavar}`", p.help or "", "" if p.required else "optional"] for p in arguments]
+    rows += [[", ".join(f"`{o}`" for o in p.opts), p.help or "", default(p)] for p in shown if p not in arguments]
+    return f"## edge {name}\n\n{command.help}\n\n    edge {name} {usage}\n\n{table(['', 'meaning', 'default'], rows)}"
+
+
+def default(option: Any) -> str:
+    if option.required:
+        return "required"
+    return "" if option.default is None or option.default is False or option.default == () else str(option.default)
+
+
+GENERATED = {
+    "api": api,
+    "targets": target_table,
+    "models": model_table,
+    "schemes": scheme_table,
+    "errors": exit_codes,
+    "tiny-phi": tiny_phi_table,
+    "startup": startup_table,
+}
+
+
+def fill(text: str, page: str) -> str:
+    """``text`` with every generated block made anew."""
+
+    def block(found: re.Match[str]) -> str:
+        if found[2] not in GENERATED:
+            raise SystemExit(f"{page}: nothing generates {found[2]!r}; known: {', '.join(GENERATED)}")
+        return f"{found[1]}{GENERATED[found[2]]()}\n{found[3]}"
+
+    return BLOCK.sub(block, text)
+
+
+def stale() -> Iterator[tuple[Path, str]]:
+    """Every page that is not what the code says, with what it should be."""
+    for page in PAGES:
+        path = ROOT / page
+        old = path.read_text(encoding="utf-8") if path.is_file() else ""
+        new = cli_page() if page == "docs/cli.md" else fill(old, page)
+        if new != old:
+            yield path, new
+
+
+def main() -> None:
+    check = "--check" in sys.argv[1:]
+    for path, text in (found := list(stale())):
+        print(f"{path.relative_to(ROOT).as_posix()} {'is out of date; run: make docs' if check else 'written'}")
+        if not check:
+            path.write_text(text, encoding="utf-8", newline="\n")
+    raise SystemExit(1 if check and found else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,52 @@
+"""What the contract suite runs on: the kinds of model, how exact each engine is, and one built artifact with its expected logits."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+import edgekit
+from edgekit.artifact import Manifest
+from edgekit.runtime.session import Session
+
+Logits = NDArray[np.float32]
+VARIANTS = ("phi3-longrope", "phi3-longrope-partial-tied", "mistral-window", "llama3", "qwen2")
+
+
+@dataclass(frozen=True)
+class EngineCase:
+    """options: of the target, such that the engine computes as exactly as it can. tolerance: of logits that reach about 7."""
+
+    tolerance: float
+    options: str = ""
+
+
+CASES = {
+    "null": EngineCase(0.0),
+    # float32 kernels against the numpy reference; measured at most 1.8e-5.
+    "onnx": EngineCase(5e-5, "accuracy_level = 0"),
+}
+"""An engine that is in ENGINES and not here fails the suite: it has to pass it too."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """An artifact under test. expected: logits after tokens computed in one piece, by the reference decoder on the same weights."""
+
+    engine: str
+    variant: str
+    directory: Path
+    manifest: Manifest
+    tolerance: float
+    expected: Callable[[Sequence[int]], Logits]
+
+    def open(self) -> Session:
+        return edgekit.load(self.directory).session
+
+    def same(self, got: Logits, wanted: Logits) -> None:
+        """Equal within the engine's tolerance, and with the same most likely token (where the two best are not a tie)."""
+        np.testing.assert_allclose(got, wanted, atol=self.tolerance, rtol=0)
+        best, second = np.sort(wanted)[[-1, -2]]
+        assert best - second <= 2 * self.tolerance or got.argmax() == wanted.argmax()

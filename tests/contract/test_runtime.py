@@ -1,0 +1,77 @@
+"""What users see is the same on every engine."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from contract_subject import Subject
+
+from checkpoints import SWITCH
+from edgekit.errors import ContextOverflow
+from edgekit.runtime import Runtime, Sampling
+from edgekit.runtime.prefix import PrefixCache
+from edgekit.runtime.session import Session
+
+
+def test_token_by_token_across_the_switch_gives_the_reference_logits(subject: Subject, session: Session, tokens: list[int]) -> None:
+    """The reference computes every sequence in one piece: short factors up to the switch (24), long ones beyond, for all positions."""
+    cache = PrefixCache(session, switch=subject.manifest.context.rope_switch)
+    for length in range(20, 30):
+        subject.same(cache.extend_to(tokens[:length])[0], subject.expected(tokens[:length]))
+    for length in (23, 26, 25, 24, 40, 1):
+        changed = [*tokens[: length - 1], 9]
+        subject.same(cache.extend_to(changed)[0], subject.expected(changed))
+
+
+def test_greedy_generation_across_the_switch_takes_the_references_tokens(subject: Subject, runtime: Runtime, tokens: list[int]) -> None:
+    manifest = replace(subject.manifest, tokens=replace(subject.manifest.tokens, stop=()))
+    free = Runtime(manifest, runtime.tokenizer, None, runtime.session)
+    sequence = tokens[:20]
+    for step in free.generate(sequence, max_tokens=10):
+        logits = subject.expected(sequence)
+        assert logits[step.token] >= logits.max() - 2 * subject.tolerance
+        assert step.logprob == pytest.approx(logits[step.token] - np.log(np.exp(logits.astype(np.float64)).sum()), abs=1e-3)
+        sequence.append(step.token)
+
+
+def test_the_manifests_greedy_vectors_are_met(subject: Subject, runtime: Runtime) -> None:
+    vectors = subject.manifest.conformance.greedy.vectors
+    assert vectors or subject.manifest.context.rope_switch == SWITCH, "no vector fits on one side of so low a switch"
+    for vector in vectors:
+        steps = runtime.generate(vector.prompt, max_tokens=len(vector.continuation))
+        assert tuple(step.token for step in steps) == vector.continuation
+
+
+def test_a_seed_repeats_an_answer_whatever_was_asked_before(runtime: Runtime, tokens: list[int]) -> None:
+    sampling = Sampling(temperature=0.9, top_p=0.95, seed=11)
+    first = runtime.complete(tokens[:6], sampling=sampling, max_tokens=12)
+    runtime.complete(tokens[10:30], max_tokens=5)
+    again = runtime.complete(tokens[:6], sampling=sampling, max_tokens=12)
+    assert (again.tokens, again.text, again.finish) == (first.tokens, first.text, first.finish)
+
+
+def test_a_stop_token_ends_the_answer(subject: Subject, runtime: Runtime, tokens: list[int]) -> None:
+    free = Runtime(replace(subject.manifest, tokens=replace(subject.manifest.tokens, stop=())), runtime.tokenizer, None, runtime.session)
+    whole = [step.token for step in free.generate(tokens[:6], max_tokens=8)]
+    stop = whole[5]
+    stopping = replace(subject.manifest, tokens=replace(subject.manifest.tokens, stop=(stop,)))
+    steps = list(Runtime(stopping, runtime.tokenizer, None, runtime.session).generate(tokens[:6], max_tokens=8))
+    assert [step.token for step in steps] == whole[: whole.index(stop) + 1]
+    assert steps[-1].finish == "stop"
+
+
+def test_a_stop_string_ends_the_answer(subject: Subject, runtime: Runtime, tokens: list[int]) -> None:
+    whole = runtime.complete(tokens[:6], max_tokens=20).text
+    middle = whole[len(whole) // 2 :][:3]
+    answer = runtime.complete(tokens[:6], max_tokens=20, stop=middle)
+    assert answer.text == whole[: whole.index(middle)]
+    assert answer.finish == "stop"
+
+
+def test_chat_and_the_context_limit(runtime: Runtime) -> None:
+    answer = runtime.complete([{"role": "user", "content": "hello"}], max_tokens=200)
+    assert answer.finish in ("stop", "context")
+    assert answer.prompt_tokens + len(answer.tokens) <= runtime.context
+    with pytest.raises(ContextOverflow, match="96"):
+        runtime.complete([{"role": "user", "content": "long " * 100}])
+    assert runtime.complete("hello", max_tokens=2).tokens

@@ -1,0 +1,138 @@
+"""Chat templates: what they may do, what they may not, and that an error names the line."""
+
+import contextlib
+from collections import UserDict
+from datetime import datetime
+from pathlib import Path
+
+import pytest
+
+from checkpoints import write_json
+from edgekit.artifact import ChatVector, Message
+from edgekit.errors import ArtifactError, TemplateError, UsageError
+from edgekit.runtime.chat import VECTOR_TIME, ChatTemplate, check_template, open_template, special_tokens
+
+USER = [{"role": "user", "content": "hi"}]
+
+
+def render(source: str, messages: object = USER, **options: object) -> str:
+    return ChatTemplate(source, {"bos_token": "<s>", "eos_token": "</s>"}).render(messages, **options)
+
+
+def test_what_a_template_is_given() -> None:
+    source = (
+        "{{ bos_token }}{% for m in messages %}[{{ m.role }}] {{ m['content'] }}{{ eos_token }}{% endfor %}"
+        "{% if tools %}{{ tools | tojson }}{% endif %}{% if add_generation_prompt %}[assistant]{% endif %}"
+    )
+    assert render(source) == "<s>[user] hi</s>[assistant]"
+    assert render(source, add_generation_prompt=False) == "<s>[user] hi</s>"
+    assert render(source, tools=[{"name": "é<"}]) == '<s>[user] hi</s>[{"name": "é<"}][assistant]'
+
+
+def test_whitespace_is_treated_as_transformers_does() -> None:
+    assert render("{% if true %}\n  {% if true %}\nx\n  {% endif %}\n{% endif %}\ny\n") == "x\ny"
+
+
+def test_loop_controls_namespaces_and_generation_blocks() -> None:
+    assert render("{% for i in range(9) %}{% if i == 2 %}{% break %}{% endif %}{{ i }}{% endfor %}") == "01"
+    assert render("{% set ns = namespace(n=1) %}{% for i in range(3) %}{% set ns.n = ns.n * 2 %}{% endfor %}{{ ns.n }}") == "8"
+    assert render("{% generation %}{{ messages[0].content }}{% endgeneration %}!") == "hi!"
+
+
+def test_the_clock_is_the_callers() -> None:
+    assert render("{{ strftime_now('%d %b %Y') }}", now=datetime(2031, 5, 4)) == "04 May 2031"
+    assert render("{{ strftime_now('%Y') }}") >= "2026"
+
+
+def test_a_refusal_is_the_templates_own_words() -> None:
+    with pytest.raises(TemplateError, match=r"refuses these messages: system role not supported \(line 2\)"):
+        render("{% if true %}\n{{ raise_exception('system role not supported') }}{% endif %}")
+
+
+@pytest.mark.parametrize(
+    ("source", "line"),
+    [
+        ("a\nb\n{% if %}", "line 3"),
+        ("{% for m in messages %}", "line 1"),
+        ("\n{{ nothing.at.all }}", "line 2"),
+        ("\n\n\n{{ 1 / 0 }}", "line 4"),
+        ("{{ 'a' + 1 }}", "line 1"),
+        ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "line 1"),
+        ("{{ messages | nosuchfilter }}", "line 1"),
+    ],
+)
+def test_a_broken_template_names_the_line(source: str, line: str) -> None:
+    with pytest.raises(TemplateError, match=line):
+        render(source)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+        "{{ cycler.__init__.__globals__ }}",
+        "{{ messages.append(1) }}",
+        "{{ messages[0].update(role='system') }}",
+        "{{ messages[0].content.format.__self__ }}",
+        "{{ '{0.__class__}'.format(1) }}",
+        "{{ namespace(__class__=1) }}",
+        "{{ raise_exception.__globals__ }}",
+        "{{ strftime_now.__globals__ }}",
+        "{{ self._TemplateReference__context.parent }}",
+        "{{ lipsum() }}",
+        "{% include 'secret' %}",
+        "{% import 'os' as os %}",
+    ],
+)
+def test_nothing_outside_can_be_reached(source: str) -> None:
+    """Refused, or undefined, which prints nothing."""
+    with contextlib.suppress(TemplateError):
+        assert render(source) == ""
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{{ 'a' * 10 ** 10 }}",
+        "{{ [0] * 10 ** 10 }}",
+        "{{ 9 ** 9 ** 9 ** 9 ** 9 }}",
+        "{% set ns = namespace(x=9) %}{% for i in range(60) %}{% set ns.x = ns.x * ns.x %}{% endfor %}",
+        "{% for i in range(99999) %}{% for j in range(99999) %}aaaaaaaaaaaaaaaa{% endfor %}{% endfor %}",
+        "{% for i in range(10 ** 9) %}{% endfor %}",
+    ],
+)
+def test_what_would_take_all_memory_is_stopped_early(source: str) -> None:
+    with pytest.raises(TemplateError):
+        render(source)
+
+
+def test_only_plain_data_gets_in() -> None:
+    assert render("{{ messages[0].content }}", [UserDict(role="user", content="x")]) == "x"
+    assert render("{{ messages[0].content[0].text }}", [{"role": "user", "content": ({"type": "text", "text": "x"},)}]) == "x"
+    with pytest.raises(UsageError, match=r"messages\[0\]\.content: .* not PosixPath|not WindowsPath"):
+        render("", [{"role": "user", "content": Path("x")}])
+
+
+def test_messages_are_not_changed() -> None:
+    messages = [{"role": "user", "content": ["a"]}]
+    with pytest.raises(TemplateError):
+        render("{{ messages[0].content.append('b') }}", messages)
+    assert messages == [{"role": "user", "content": ["a"]}]
+
+
+def test_special_tokens_come_plain_or_as_objects_from_either_file(tmp_path: Path) -> None:
+    write_json(tmp_path / "special_tokens_map.json", {"bos_token": {"content": "<old>"}, "unk_token": "<unk>", "additional": ["x"]})
+    write_json(tmp_path / "tokenizer_config.json", {"bos_token": {"content": "<s>", "rstrip": 0}, "eos_token": None, "add_bos_token": 1})
+    assert special_tokens(tmp_path) == {"bos_token": "<s>", "unk_token": "<unk>"}
+    (tmp_path / "chat_template.jinja").write_text("{{ bos_token }}é", encoding="utf-8")
+    assert open_template(tmp_path, "chat_template.jinja").render([]) == "<s>é"
+    (tmp_path / "tokenizer_config.json").write_text("{", encoding="utf-8")
+    with pytest.raises(ArtifactError, match=r"tokenizer_config\.json"):
+        special_tokens(tmp_path)
+
+
+def test_conformance_vectors_are_compared_at_a_fixed_date() -> None:
+    template = ChatTemplate("{{ messages[0].content }} {{ strftime_now('%Y-%m-%d') }}", {})
+    check_template(template, [ChatVector((Message("user", "x"),), f"x {VECTOR_TIME:%Y-%m-%d}")])
+    with pytest.raises(ArtifactError, match="the manifest says 'y'"):
+        check_template(template, [ChatVector((Message("user", "x"),), "y")])

@@ -1,0 +1,271 @@
+"""The loop with scripted logits: what is shown, when it ends, and that it can be broken off anywhere."""
+
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from random import Random
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+import edgekit
+from edgekit.engines.null.session import NullSession
+from edgekit.errors import ArtifactError, ContextOverflow, TemplateError, UsageError
+from edgekit.runtime import Runtime
+from edgekit.runtime.generate import Step, StopBuffer
+from edgekit.runtime.sampling import Sampling
+from edgekit.runtime.tokenizer import Tokenizer
+from tiny_artifact import build_tiny
+
+
+class Scripted(NullSession):
+    """The most likely token at position n is ``script[n]``, whatever came before; it can interrupt at a call."""
+
+    def __init__(self, vocab_size: int, context: int, script: Sequence[int]) -> None:
+        super().__init__(vocab_size, context)
+        self.script = script
+        self.calls = 0
+        self.interrupt_at: int | None = None
+
+    def forward(self, tokens: Sequence[int]) -> NDArray[np.float32]:
+        self.calls += 1
+        logits = super().forward(tokens)
+        if self.calls == self.interrupt_at:
+            raise KeyboardInterrupt
+        if self.position - 1 < len(self.script):
+            logits[self.script[self.position - 1]] = 100
+        return logits
+
+
+@pytest.fixture(scope="module")
+def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A null artifact with a byte-level tokenizer and a Phi-like chat template; context 96, LongRoPE switch at 24."""
+    return build_tiny(tmp_path_factory.mktemp("null"), "null")
+
+
+@pytest.fixture(scope="module")
+def plain(artifact: Path) -> Iterator[Runtime]:
+    with edgekit.load(artifact) as runtime:
+        yield runtime
+
+
+def scripted(plain: Runtime, prompt: str | list[int], answer: list[int], template: bool = True) -> tuple[Runtime, Scripted]:
+    """A runtime whose session answers ``prompt`` with ``answer``."""
+    start = len(plain.tokenizer.encode(prompt)) if isinstance(prompt, str) else len(prompt)
+    session = Scripted(plain.manifest.tokens.vocab_size, plain.context, [0] * (start - 1) + answer)
+    manifest = replace(plain.manifest, context=replace(plain.manifest.context, rope_switch=None))
+    return Runtime(manifest, plain.tokenizer, plain._template if template else None, session), session
+
+
+def stop_id(runtime: Runtime) -> int:
+    return runtime.manifest.tokens.stop[0]
+
+
+def texts(steps: Sequence[Step]) -> str:
+    return "".join(step.text for step in steps)
+
+
+def test_a_stop_token_ends_the_answer_and_is_not_shown(plain: Runtime) -> None:
+    said = plain.tokenizer.encode("the lamp")
+    for stop in plain.manifest.tokens.stop:
+        runtime, session = scripted(plain, "hello", [*said, stop, 5, 5])
+        steps = list(runtime.generate("hello", max_tokens=50))
+        assert [s.token for s in steps] == [*said, stop]
+        assert (texts(steps), steps[-1].finish) == ("the lamp", "stop")
+        assert session.calls == len(steps), "nothing is computed after the end"
+        assert [s.finish for s in steps[:-1]] == [None] * len(said)
+
+
+def test_max_tokens_ends_with_length_and_a_cut_character_is_replaced(plain: Runtime) -> None:
+    said = plain.tokenizer.encode("é👩")
+    runtime, _ = scripted(plain, "hello", said)
+    steps = list(runtime.generate("hello", max_tokens=len(said) - 1))
+    assert [s.text for s in steps][:2] == ["", "é"]
+    assert (texts(steps), steps[-1].finish) == ("é\ufffd", "length")
+    assert texts(list(runtime.generate("hello", max_tokens=len(said)))) == "é👩"
+
+
+def test_the_answer_fills_the_context_and_says_so(plain: Runtime) -> None:
+    runtime, session = scripted(plain, [1] * 90, [65] * 20)
+    steps = list(runtime.generate([1] * 90))
+    assert (len(steps), steps[-1].finish) == (6, "context")
+    assert session.position == 95, "the last token needs no logits"
+    assert list(runtime.generate([1] * 90, max_tokens=6))[-1].finish == "length"
+    assert list(runtime.generate([1] * 95))[-1].finish == "context"
+
+
+def test_a_prompt_that_leaves_no_room_is_refused_at_once(plain: Runtime) -> None:
+    with pytest.raises(ContextOverflow, match=r"96 tokens .* holds 96.*--context"):
+        plain.generate([1] * 96)
+    with pytest.raises(ContextOverflow):
+        plain.chat([{"role": "user", "content": "x" * 200}])
+    assert plain.complete([1] * 10, max_tokens=1).finish == "length", "and the runtime still works"
+
+
+def test_arguments_are_checked_at_once(plain: Runtime) -> None:
+    for problem, call in {
+        "max_tokens": lambda: plain.generate("a", max_tokens=0),
+        "stop string": lambda: plain.generate("a", stop=["x", ""]),
+        "empty": lambda: plain.generate([]),
+        "token id 320": lambda: plain.generate([1, 320]),
+        "token id -1": lambda: plain.generate([-1]),
+    }.items():
+        with pytest.raises(UsageError, match=problem):
+            call()
+
+
+def test_a_stop_string_over_several_tokens_is_never_shown(plain: Runtime) -> None:
+    said = plain.tokenizer.encode("turn on\nUser: off")
+    runtime, session = scripted(plain, "hello", said)
+    steps = list(runtime.generate("hello", stop="\nUser:", max_tokens=50))
+    assert (texts(steps), steps[-1].finish) == ("turn on", "stop")
+    assert all("\n" not in s.text for s in steps)
+    assert session.calls == len(steps) == len(plain.tokenizer.encode("turn on\nUser:"))
+
+
+def test_what_only_began_like_a_stop_string_is_shown(plain: Runtime) -> None:
+    said = [*plain.tokenizer.encode("a\nUse"), stop_id(plain)]
+    runtime, _ = scripted(plain, "hello", said)
+    steps = list(runtime.generate("hello", stop=("\nUser:", "zzz")))
+    assert steps[0].text == "a"
+    assert texts(steps) == "a\nUse"
+
+
+def cut_at_stop(text: str, stops: Sequence[str]) -> str:
+    """The definition: read letter by letter until some stop string is complete."""
+    for end in range(len(text) + 1):
+        matched = [s for s in stops if text[:end].endswith(s)]
+        if matched:
+            return text[: end - max(map(len, matched))]
+    return text
+
+
+@settings(max_examples=500, deadline=None)
+@given(
+    text=st.text("abc", max_size=40),
+    stops=st.lists(st.text("abc", min_size=1, max_size=5), max_size=3),
+    seed=st.integers(0, 1 << 32),
+)
+def test_stop_strings_do_not_depend_on_how_the_text_comes(text: str, stops: list[str], seed: int) -> None:
+    random, buffer, at, shown = Random(seed), StopBuffer(stops), 0, ""
+    expected = cut_at_stop(text, stops)
+    while at < len(text):
+        size = random.randrange(0, 6)
+        shown += buffer.push(text[at : at + size])
+        at += size
+        assert expected.startswith(shown), "never more than may be shown"
+        held = min(at, len(text)) - len(shown)
+        assert buffer.stopped or held <= max((len(s) - 1 for s in stops), default=0), "nor kept back for nothing"
+    assert shown + buffer.finish() == expected
+    assert buffer.stopped == (expected != text)
+
+
+def test_processors_run_on_every_step_and_see_all_tokens(plain: Runtime) -> None:
+    seen: list[int] = []
+
+    def only_zero(tokens: Sequence[int], logits: NDArray[np.float32]) -> NDArray[np.float32]:
+        seen.append(len(tokens))
+        allowed = np.full_like(logits, -np.inf)
+        allowed[48] = 0
+        return allowed
+
+    assert plain.complete([1, 2], processors=[only_zero], max_tokens=3).tokens == (48, 48, 48)
+    assert seen == [2, 3, 4]
+
+
+@pytest.mark.parametrize("call", [1, 2, 4])
+def test_an_interrupt_leaves_the_runtime_usable(plain: Runtime, call: int) -> None:
+    said = [*plain.tokenizer.encode("the light is on"), stop_id(plain)]
+    runtime, session = scripted(plain, "hello", said)
+    session.interrupt_at = call
+    with pytest.raises(KeyboardInterrupt):
+        list(runtime.generate("hello"))
+    assert texts(list(runtime.generate("hello"))) == "the light is on"
+
+
+def test_closing_the_generator_leaves_the_runtime_usable(plain: Runtime) -> None:
+    steps = plain.generate("the light", max_tokens=20)
+    first = [next(steps).token for _ in range(3)]
+    steps.close()  # type: ignore[attr-defined]
+    assert [s.token for s in plain.generate("the light", max_tokens=20)][:3] == first
+
+
+def test_answers_taken_by_turns_do_not_mix(plain: Runtime) -> None:
+    """They share one cache, which goes back and forth, across the LongRoPE switch as well."""
+    alone = [list(plain.generate(p, max_tokens=12)) for p in ([1] * 18, [2] * 18)]
+    one, two = plain.generate([1] * 18, max_tokens=12), plain.generate([2] * 18, max_tokens=12)
+    mixed = list(zip(one, two, strict=False))
+    for mine, theirs in zip(zip(*mixed, strict=True), alone, strict=True):
+        assert [s.token for s in mine] == [s.token for s in theirs][: len(mine)]
+
+
+def test_the_longrope_switch_shows_in_what_was_computed(plain: Runtime) -> None:
+    """24 tokens are the last with short factors; the 25th makes the whole sequence long."""
+    free = replace(plain.manifest, tokens=replace(plain.manifest.tokens, stop=()))
+    runtime = Runtime(free, plain.tokenizer, None, plain.session)
+    assert [s.computed for s in runtime.generate([7] * 22, max_tokens=5)] == [22, 1, 1, 25, 1]
+
+
+def test_a_seed_repeats_an_answer(plain: Runtime) -> None:
+    warm = Sampling(temperature=1.0, seed=3)
+    first = plain.complete("the lamp", sampling=warm, max_tokens=20).tokens
+    assert plain.complete("the lamp", sampling=warm, max_tokens=20).tokens == first
+    assert plain.complete("the lamp", sampling=replace(warm, seed=4), max_tokens=20).tokens != first
+
+
+def test_chat_goes_through_the_template_and_complete_collects_it(plain: Runtime) -> None:
+    messages = [{"role": "user", "content": "hello"}]
+    rendered = plain.render(messages)
+    assert rendered == "<|user|>\nhello<|end|>\n<|assistant|>\n"
+    prompt = plain.tokenizer.encode(rendered)
+    steps = list(plain.chat(messages, max_tokens=8))
+    whole = plain.complete(messages, max_tokens=8)
+    assert [s.token for s in steps] == [s.token for s in plain.generate(prompt, max_tokens=8)] == list(whole.tokens)
+    assert (whole.text, whole.finish) == (texts(steps), steps[-1].finish)
+    assert whole.prompt_tokens == len(prompt)
+    assert whole.prefilled == 1, "the prompt was still held"
+    assert whole.prefill_seconds > 0
+    assert whole.ttft >= whole.prefill_seconds
+    assert whole.tokens_per_second == (len(whole.tokens) - 1) / whole.decode_seconds
+
+
+def test_without_a_template_chat_says_so(plain: Runtime) -> None:
+    runtime, _ = scripted(plain, "hello", [], template=False)
+    with pytest.raises(TemplateError, match="has no chat template"):
+        runtime.chat([{"role": "user", "content": "hi"}])
+
+
+def test_add_bos_of_the_manifest_holds_for_text_only(plain: Runtime) -> None:
+    bos = plain.manifest.tokens.bos
+    tokenizer = Tokenizer(plain.tokenizer.backend, bos, plain.tokenizer.silent, plain.tokenizer.bytes_)
+    runtime = Runtime(plain.manifest, tokenizer, plain._template, plain.session)
+    assert runtime.complete("hello", max_tokens=1).prompt_tokens == plain.complete("hello", max_tokens=1).prompt_tokens + 1
+    message = [{"role": "user", "content": "hello"}]
+    assert runtime.complete(message, max_tokens=1).prompt_tokens == plain.complete(message, max_tokens=1).prompt_tokens
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "problem"),
+    [
+        (("conformance", "encode", 0, "ids"), [1, 2], "the manifest says"),
+        (("conformance", "chat", 0, "rendered"), "x", "the manifest says 'x'"),
+        (("engine", "name"), "abacus", "'abacus', which this edgekit does not know"),
+    ],
+)
+def test_load_refuses_what_does_not_conform(
+    artifact: Path, tmp_path: Path, key: tuple[str | int, ...], value: object, problem: str
+) -> None:
+    shutil.copytree(artifact, tmp_path / "copy")
+    path = tmp_path / "copy" / "edgekit.json"
+    manifest = place = json.loads(path.read_text(encoding="utf-8"))
+    for part in key[:-1]:
+        place = place[part]
+    place[key[-1]] = value
+    path.write_text(json.dumps(manifest), encoding="utf-8")
+    with pytest.raises(ArtifactError, match=problem):
+        edgekit.load(tmp_path / "copy")

@@ -1,0 +1,159 @@
+"""Encoding as the library does it, and streaming that never says anything else than decoding all at once."""
+
+import json
+from pathlib import Path
+from random import Random
+
+import pytest
+import tokenizers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import decoders, models, normalizers, pre_tokenizers
+
+from checkpoints import write_json, write_tokenizer
+from edgekit.artifact import EncodeVector
+from edgekit.errors import ArtifactError
+from edgekit.runtime.tokenizer import Tokenizer, check_tokenizer, open_tokenizer
+
+TEXT = "naïve café, Zürich\n\n 你好,世界 👩\u200d👩\u200d👧 🇨🇭  the light\tis on \ufffd!"
+SPECIAL = ["<unk>", "<s>", "<|end|>", "<|user|>"]
+
+
+def llama(directory: Path, style: str) -> Path:
+    """Characters and byte fallback, as in Llama-2, Mistral and Phi-3 (``prepend``) and in newer conversions of them (``metaspace``)."""
+    pieces = [
+        *SPECIAL,
+        *(f"<0x{b:02X}>" for b in range(256)),
+        "▁",
+        *map(chr, range(33, 127)),
+        "▁▁",
+        "▁t",
+        "▁the",
+        "li",
+        "é",
+        "\ufffd",
+        "你",
+    ]
+    vocab = {piece: i for i, piece in enumerate(pieces)}
+    merges = [("▁", "▁"), ("▁", "t"), ("l", "i")]
+    tokenizer = tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    if style == "prepend":
+        tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+        tokenizer.decoder = decoders.Sequence(
+            [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+        )
+    else:
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+        tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace(prepend_scheme="first"), decoders.Fuse()])
+    tokenizer.add_special_tokens(SPECIAL)
+    tokenizer.add_tokens(["<tool>"])
+    directory.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(str(directory / "tokenizer.json"))
+    return directory
+
+
+@pytest.fixture(scope="module", params=["prepend", "metaspace", "bytelevel"])
+def tokenizer(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    directory = tmp_path_factory.mktemp(request.param)
+    if request.param != "bytelevel":
+        return open_tokenizer(llama(directory, request.param), bos=1)
+    write_json(directory / "config.json", {})
+    write_tokenizer(directory)
+    return open_tokenizer(directory, bos=1)
+
+
+def streamed(tokenizer: Tokenizer, ids: list[int], context: list[int]) -> list[str]:
+    stream = tokenizer.stream(context)
+    return [*(stream.push(i) for i in ids), stream.finish()]
+
+
+def test_text_streams_whole_characters(tokenizer: Tokenizer) -> None:
+    pieces = streamed(tokenizer, tokenizer.encode(TEXT), [])
+    assert "".join(pieces) == tokenizer.decode(tokenizer.encode(TEXT)) == TEXT
+    assert all("\ufffd" not in piece or "\ufffd!" in piece or piece == "\ufffd" for piece in pieces)
+    assert sum(1 for piece in pieces if piece) > 20, "it streams"
+
+
+@settings(max_examples=400, deadline=None)
+@given(seed=st.integers(0, 1 << 32), length=st.integers(0, 60), kind=st.integers(0, 2))
+def test_any_tokens_stream_to_their_decoding(tokenizer: Tokenizer, seed: int, length: int, kind: int) -> None:
+    """Random tokens cut characters anywhere, mix in special tokens and ids beyond the vocabulary, and break byte runs."""
+    random = Random(seed)
+    size = tokenizer.backend.get_vocab_size()
+    text = tokenizer.encode(TEXT)
+    pool = [range(size + 5), [*tokenizer.bytes_, *range(4), size - 1, *text[:5]], [*text, 2, size]][kind]
+    ids = [random.choice(pool) for _ in range(length)]
+    assert "".join(streamed(tokenizer, ids, [])) == tokenizer.decode(ids)
+
+
+@settings(max_examples=300, deadline=None)
+@given(seed=st.integers(0, 1 << 32), cut=st.floats(0, 1), length=st.integers(1, 200))
+def test_a_continuation_completes_the_text_of_its_prompt(tokenizer: Tokenizer, seed: int, cut: float, length: int) -> None:
+    """Also where the cut is inside a character: then it is shown as a whole, after it."""
+    random = Random(seed)
+    text = "".join(random.choice(TEXT.replace("\ufffd", "") + "abc     ") for _ in range(length)).strip() or "x"
+    ids = tokenizer.encode(text)
+    prompt, rest = ids[: int(cut * len(ids))], ids[int(cut * len(ids)) :]
+    shown = tokenizer.decode(prompt)
+    while shown.endswith("\ufffd"):
+        shown = shown[:-1]
+    if prompt:
+        assert shown + "".join(streamed(tokenizer, rest, prompt)) == tokenizer.decode(ids)
+
+
+def test_a_special_token_ends_the_context(tmp_path: Path) -> None:
+    """After ``<|user|>`` a word starts a text; after a word it continues one."""
+    phi = open_tokenizer(llama(tmp_path, "prepend"))
+    word = phi.backend.token_to_id("▁the")
+    assert "".join(streamed(phi, [word], [word, 3])) == "the"
+    assert "".join(streamed(phi, [word], [word])) == " the"
+
+
+def test_encode_recognizes_special_tokens_and_adds_bos_when_asked(tokenizer: Tokenizer) -> None:
+    assert tokenizer.encode("hi", add_bos=True) == [1, *tokenizer.encode("hi")]
+    end = tokenizer.backend.token_to_id("<|end|>")
+    assert tokenizer.encode("a<|end|>")[-1] == end
+    assert tokenizer.decode([*tokenizer.encode("a"), end]) == "a"
+
+
+def test_the_file_cannot_cut_or_pad_a_prompt(tmp_path: Path) -> None:
+    path = llama(tmp_path, "prepend") / "tokenizer.json"
+    backend = tokenizers.Tokenizer.from_file(str(path))
+    backend.enable_truncation(3)
+    backend.enable_padding(length=50)
+    backend.save(str(path))
+    assert (
+        len(open_tokenizer(tmp_path).encode("the light is on"))
+        == len(open_tokenizer(llama(tmp_path, "prepend")).encode("the light is on"))
+        > 3
+    )
+
+
+def test_conformance_vectors_are_compared(tokenizer: Tokenizer) -> None:
+    good = EncodeVector("the light", tuple(tokenizer.encode("the light")))
+    check_tokenizer(tokenizer, [good])
+    with pytest.raises(ArtifactError, match=r"'the light' into .* the manifest says \[7\]"):
+        check_tokenizer(tokenizer, [good, EncodeVector("the light", (7,))])
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"version": "1.0"}', "null", "[" * 100_000, '{"model": {"type": "BPE", "vocab": 3}}'])
+def test_a_file_that_does_not_parse_is_an_artifact_error(tmp_path: Path, content: str) -> None:
+    (tmp_path / "tokenizer.json").write_text(content, encoding="utf-8")
+    with pytest.raises(ArtifactError, match=r"tokenizer\.json"):
+        open_tokenizer(tmp_path)
+
+
+def test_a_missing_file_is_an_artifact_error(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="missing"):
+        open_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "decoder", [None, {"type": "WordPiece", "prefix": "##", "cleanup": True}, {"type": "Strip", "content": " ", "start": 0, "stop": 1}]
+)
+def test_a_decoder_that_cannot_stream_is_refused(tmp_path: Path, decoder: object) -> None:
+    path = llama(tmp_path, "prepend") / "tokenizer.json"
+    data = json.loads(path.read_text(encoding="utf-8"))
+    write_json(path, data | {"decoder": decoder})
+    with pytest.raises(ArtifactError, match="decoder"):
+        open_tokenizer(tmp_path)

@@ -1,0 +1,415 @@
+"""The artifact directory and its manifest ``edgekit.json``: the only contract between the build and the device (docs/artifact.md)."""
+
+import contextlib
+import errno
+import hashlib
+import json
+import math
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+from edgekit.errors import ArtifactError, OutputError
+from edgekit.progress import Progress, silent
+from edgekit.records import RecordError, parse
+
+MANIFEST = "edgekit.json"
+VERSION = 1
+MANIFEST_LIMIT = 16 << 20
+"""Bytes; a larger manifest is refused before it is parsed."""
+
+SourceKind = Literal["embedded", "hub", "local"]
+Scalar = str | int | float | bool | None
+
+
+@dataclass(frozen=True)
+class TensorFormat:
+    """``bits`` 4 or 8 with a scale and zero point for each ``group`` weights along the input, or 16/32 (floats) with group None."""
+
+    bits: int
+    group: int | None
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """Where the weights came from. files: name -> sha256 of every checkpoint file that was read."""
+
+    name: str
+    source: SourceKind
+    revision: str | None
+    license: str | None
+    architecture: str
+    parameters: int
+    files: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class EngineInfo:
+    name: str
+    requires: Mapping[str, str]
+    details: Mapping[str, Scalar]
+
+
+@dataclass(frozen=True)
+class SchemeInfo:
+    """exceptions: canonical weight name -> format, for what is stored otherwise than its kind."""
+
+    name: str
+    bits_per_weight: float
+    linear: TensorFormat
+    embedding: TensorFormat
+    lm_head: TensorFormat
+    exceptions: Mapping[str, TensorFormat]
+
+
+@dataclass(frozen=True)
+class ContextInfo:
+    """length: most tokens of prompt and answer together. rope_switch: the LongRoPE original length, beyond which the long factors hold."""
+
+    length: int
+    rope_switch: int | None
+    sliding_window: int | None
+
+
+@dataclass(frozen=True)
+class TokenInfo:
+    """stop: every id that ends an answer. add_bos: whether raw text (no chat template) gets ``bos`` in front."""
+
+    vocab_size: int
+    bos: int | None
+    stop: tuple[int, ...]
+    add_bos: bool
+
+
+@dataclass(frozen=True)
+class EncodeVector:
+    """The tokenizer turns ``text`` into ``ids`` (special tokens in the text are recognized; none is added)."""
+
+    text: str
+    ids: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Message:
+    role: str
+    content: str
+
+
+@dataclass(frozen=True)
+class ChatVector:
+    """The chat template renders ``messages`` with a generation prompt to ``rendered``."""
+
+    messages: tuple[Message, ...]
+    rendered: str
+
+
+@dataclass(frozen=True)
+class GreedyVector:
+    """Greedy decoding after ``prompt`` gives ``continuation`` (it ends early only after a stop id)."""
+
+    prompt: tuple[int, ...]
+    continuation: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Greedy:
+    """computed_by: the engine's name, or None with the ``reason`` there is no vector."""
+
+    computed_by: str | None
+    vectors: tuple[GreedyVector, ...]
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
+class Conformance:
+    encode: tuple[EncodeVector, ...]
+    chat: tuple[ChatVector, ...]
+    greedy: Greedy
+
+
+@dataclass(frozen=True)
+class FileInfo:
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """All that a runtime needs to know of an artifact, and all that a user may ask about its origin."""
+
+    format: Literal["edgekit"]
+    version: int
+    producer: str
+    model: ModelInfo
+    target: str
+    engine: EngineInfo
+    scheme: SchemeInfo
+    context: ContextInfo
+    tokens: TokenInfo
+    chat_template: str | None
+    conformance: Conformance
+    files: Mapping[str, FileInfo]
+
+    def to_json(self) -> str:
+        """The text of ``edgekit.json``: keys in the order of the specification, two spaces, one line feed at the end."""
+        text = json.dumps(asdict(self), indent=2, ensure_ascii=False, allow_nan=False)
+        # A list of token ids on one line. No string is hit: inside one a line feed is written as \\n.
+        return re.sub(r"\[\n[\s\d,-]*\]", lambda found: re.sub(r"\s+", " ", found[0]).replace("[ ", "[").replace(" ]", "]"), text) + "\n"
+
+    @staticmethod
+    def from_json(text: str, *, where: str = MANIFEST) -> "Manifest":
+        """Parses and checks. Raises ArtifactError naming ``where`` and the path of the key that is wrong."""
+        try:
+            data = json.loads(text, object_pairs_hook=_no_duplicates, parse_constant=_no_constant, parse_float=_finite)
+        except (ValueError, RecursionError) as error:
+            raise ArtifactError(f"{where}: not valid JSON: {error}; build the artifact again") from None
+        _check_version(data, where)
+        try:
+            manifest = parse(Manifest, data, unknown="ignore")
+        except RecordError as error:
+            raise ArtifactError(f"{where}: {error}; build the artifact again") from None
+        _check_values(manifest, where)
+        return manifest
+
+
+@dataclass(frozen=True)
+class Artifact:
+    directory: Path
+    manifest: Manifest
+
+
+def load_artifact(directory: Path | str) -> Artifact:
+    """Opens an artifact: the manifest, and that every file is there with its size. Digests are left to ``check_digests``.
+
+    Raises ArtifactError.
+    """
+    directory = Path(directory)
+    path = directory / MANIFEST
+    try:
+        with path.open("rb") as file:
+            raw = file.read(MANIFEST_LIMIT + 1)
+    except (FileNotFoundError, NotADirectoryError):
+        what = "is no artifact: it has no edgekit.json" if directory.is_dir() else "does not exist"
+        raise ArtifactError(f"{directory} {what}; make an artifact with: edge build MODEL --target cpu --out DIR") from None
+    except OSError as error:
+        raise ArtifactError(f"{path} cannot be read: {error.strerror or error}") from None
+    if len(raw) > MANIFEST_LIMIT:
+        raise ArtifactError(f"{path}: larger than {MANIFEST_LIMIT >> 20} MB, that is no manifest")
+    try:
+        text = raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ArtifactError(f"{path}: not UTF-8: {error}") from None
+    manifest = Manifest.from_json(text, where=str(path))
+    for name, info in manifest.files.items():
+        _check_file(directory, name, info)
+    return Artifact(directory, manifest)
+
+
+def check_digests(artifact: Artifact, progress: Progress = silent) -> None:
+    """Reads every file and compares its sha256 with the manifest. Raises ArtifactError naming the first that differs."""
+    listed = artifact.manifest.files
+    try:
+        found = digests({name: artifact.directory / name for name in listed}, "digest of the artifact", progress)
+    except OSError as error:
+        raise ArtifactError(f"{error.filename} cannot be read: {error.strerror or error}") from None
+    for name, info in listed.items():
+        if found[name].sha256 != info.sha256:
+            raise ArtifactError(
+                f"{artifact.directory / name}: its content is not what was built (sha256 {found[name].sha256}, "
+                f"the manifest says {info.sha256}); copy or build it again"
+            )
+
+
+def digests(paths: Mapping[str, Path], stage: str, progress: Progress) -> dict[str, FileInfo]:
+    """Size and sha256 of each file, telling ``progress`` about ``stage``. Raises OSError."""
+    total, done = sum(path.stat().st_size for path in paths.values()), 0
+    found: dict[str, FileInfo] = {}
+    for name, path in paths.items():
+        digest, size = hashlib.sha256(), 0
+        with path.open("rb") as file:
+            while block := file.read(1 << 22):
+                digest.update(block)
+                size += len(block)
+                progress(stage, done + size, total)
+        done += size
+        found[name] = FileInfo(size, digest.hexdigest())
+    return found
+
+
+def list_files(directory: Path, progress: Progress) -> dict[str, FileInfo]:
+    """Size and digest of every file below ``directory`` but the manifest, by its relative name with ``/``, sorted."""
+    names = sorted(p.relative_to(directory).as_posix() for p in directory.rglob("*") if p.is_file())
+    return digests({name: directory / name for name in names if name != MANIFEST}, "digest of the artifact", progress)
+
+
+@contextlib.contextmanager
+def writing(output: Path, *, force: bool = False) -> Iterator[Path]:
+    """Yields an empty staging directory beside ``output`` that becomes ``output`` by one rename when the block ends well.
+
+    The block writes the manifest last. Whatever goes wrong, Ctrl-C included, the staging directory is removed and ``output`` is as
+    it was. With ``force`` an older artifact there is moved away only after the new one is complete.
+    Raises OutputError: the output exists, the disk is full or read-only, permission is missing.
+    """
+    check_output(output, force=force)
+    staging = output.with_name(f".{output.name}.partial-{os.urandom(4).hex()}")
+    with _as_output_error(output):
+        output.parent.mkdir(parents=True, exist_ok=True)
+        staging.mkdir()
+    try:
+        with _as_output_error(output):
+            yield staging
+            if not (staging / MANIFEST).is_file():
+                raise RuntimeError("the artifact was left without a manifest")
+            _flush(staging)
+            check_output(output, force=force)
+            _put_in_place(staging, output)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def check_output(output: Path, *, force: bool) -> None:
+    """Whether ``output`` may be written, without touching anything. Only an artifact or an empty directory is ever replaced."""
+    with _as_output_error(output):
+        _check_output(output, force=force)
+
+
+def _check_output(output: Path, *, force: bool) -> None:
+    if not output.name:
+        raise OutputError(f"{str(output)!r} cannot be an output directory; give a new directory: --out DIR")
+    if not os.path.lexists(output):
+        return
+    if output.is_symlink() or not output.is_dir():
+        raise OutputError(f"{output} exists and is no directory; choose another: --out DIR")
+    if not any(output.iterdir()):
+        return
+    if not (output / MANIFEST).is_file():
+        raise OutputError(f"{output} exists and is no artifact, so it will not be replaced; choose another: --out DIR")
+    if not force:
+        raise OutputError(f"{output} exists; replace it with --force or choose another: --out DIR")
+
+
+def _put_in_place(staging: Path, output: Path) -> None:
+    """Windows cannot rename a directory onto another, not even an empty one: the old one steps aside first."""
+    if not os.path.lexists(output):
+        staging.rename(output)
+    else:
+        aside = output.with_name(f".{output.name}.old-{os.urandom(4).hex()}")
+        output.rename(aside)
+        try:
+            staging.rename(output)
+        except BaseException:
+            aside.rename(output)
+            raise
+        shutil.rmtree(aside, ignore_errors=True)
+    _fsync_directory(output.parent)
+
+
+def _flush(directory: Path) -> None:
+    """Files, then directories, reach the disk before the rename does: after a power cut a manifest still means a complete artifact."""
+    for path in directory.rglob("*"):
+        if path.is_file():
+            with path.open("r+b") as file:
+                os.fsync(file.fileno())
+    for path in [*(p for p in directory.rglob("*") if p.is_dir()), directory]:
+        _fsync_directory(path)
+
+
+def _fsync_directory(path: Path) -> None:
+    if os.name == "nt":
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+_ADVICE = {
+    errno.ENOSPC: "the disk is full; free some space or choose another place: --out DIR",
+    errno.EDQUOT: "your disk quota is used up; free some space or choose another place: --out DIR",
+    errno.EROFS: "the file system is read-only; choose another place: --out DIR",
+    errno.EACCES: "permission denied; choose a place you may write to: --out DIR",
+    errno.EPERM: "not permitted; choose a place you may write to: --out DIR",
+    errno.ENOTDIR: "a part of the path is a file; choose another place: --out DIR",
+}
+
+
+@contextlib.contextmanager
+def _as_output_error(output: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        # A file elsewhere, such as the checkpoint's, is named as it is: advice about the output would mislead.
+        here = error.filename is None or output.absolute().parent in Path(os.fsdecode(error.filename)).absolute().parents
+        advice = _ADVICE.get(error.errno or 0) if here else None
+        raise OutputError(f"cannot write {output}: {advice or error}") from error
+
+
+def _no_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        names = [key for key, _ in pairs]
+        raise ValueError(f"the key {next(n for n in names if names.count(n) > 1)!r} appears twice")
+    return result
+
+
+def _no_constant(name: str) -> object:
+    raise ValueError(f"{name} is no JSON number")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if math.isinf(value):
+        raise ValueError(f"{text} is too large a number")
+    return value
+
+
+def _check_version(data: object, where: str) -> None:
+    """Looked at before the rest: a newer version may have any shape."""
+    if not isinstance(data, dict) or data.get("format") != "edgekit":
+        raise ArtifactError(f'{where}: no edgekit manifest ("format": "edgekit" is missing)')
+    version = data.get("version")
+    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
+        raise ArtifactError(f"{where}: version: wanted a positive integer, found {version!r}")
+    if version > VERSION:
+        raise ArtifactError(
+            f"{where}: manifest version {version} is newer than this edgekit knows ({VERSION}); upgrade: pip install --upgrade edgekit"
+        )
+
+
+def _check_values(manifest: Manifest, where: str) -> None:
+    """What types cannot say."""
+    vocab, context = manifest.tokens.vocab_size, manifest.context
+    if vocab < 1:
+        raise ArtifactError(f"{where}: tokens.vocab_size: wanted at least 1, found {vocab}")
+    for i, token in enumerate(manifest.tokens.stop):
+        if not 0 <= token < vocab:
+            raise ArtifactError(f"{where}: tokens.stop[{i}]: {token} is outside the vocabulary of {vocab}")
+    for key, value in (("length", context.length), ("rope_switch", context.rope_switch), ("sliding_window", context.sliding_window)):
+        if value is not None and value < 1:
+            raise ArtifactError(f"{where}: context.{key}: wanted at least 1, found {value}")
+    for name, info in manifest.files.items():
+        parts = name.split("/")
+        if any(p in ("", ".", "..") for p in parts) or any(c in '\\:*?"<>|' or ord(c) < 32 for c in name) or name == MANIFEST:
+            raise ArtifactError(f"{where}: files: {name!r} is no plain relative path inside the artifact")
+        if info.bytes < 0:
+            raise ArtifactError(f"{where}: files.{name}.bytes: wanted at least 0, found {info.bytes}")
+    template = manifest.chat_template
+    if template is not None and template not in manifest.files:
+        raise ArtifactError(f"{where}: chat_template: {template!r} is not among the files")
+
+
+def _check_file(directory: Path, name: str, info: FileInfo) -> None:
+    path = directory / name
+    try:
+        size = path.stat().st_size if path.is_file() else None
+    except OSError as error:
+        raise ArtifactError(f"{path} cannot be read: {error.strerror or error}") from None
+    if size is None:
+        raise ArtifactError(f"{path} is missing; copy the whole artifact again or rebuild it")
+    if size != info.bytes:
+        raise ArtifactError(f"{path} has {size} bytes, the manifest says {info.bytes}; copy the whole artifact again or rebuild it")

@@ -1,0 +1,195 @@
+"""One command's worth of work: a model and a target become an artifact. Checks first, then the long job, then one rename."""
+
+import importlib
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Protocol, cast
+
+from edgekit import __version__
+from edgekit.artifact import (
+    MANIFEST,
+    ContextInfo,
+    EngineInfo,
+    Manifest,
+    ModelInfo,
+    SchemeInfo,
+    SourceKind,
+    TensorFormat,
+    check_output,
+    digests,
+    list_files,
+    writing,
+)
+from edgekit.catalog import resolve
+from edgekit.companions import TEMPLATE, Companions, companion_files, read_companions, write_companions
+from edgekit.conformance import greedy_vectors, text_vectors
+from edgekit.engines import ENGINES
+from edgekit.engines.exported import Exported
+from edgekit.errors import EngineMissing, OutputError, TargetError, UsageError
+from edgekit.models import Model, open_model
+from edgekit.progress import Progress, silent
+from edgekit.quant.scheme import Format, QuantScheme
+from edgekit.quant.scheme import scheme as load_scheme
+from edgekit.target import Target, load_target
+
+
+class Exporter(Protocol):
+    """The ``export`` module of an engine."""
+
+    def check(self, model: Model, scheme: QuantScheme, target: Target) -> None:
+        """Cheap, before the long job. Raises TargetError or EngineMissing for what cannot be met."""
+
+    def export(self, model: Model, scheme: QuantScheme, target: Target, directory: Path, progress: Progress) -> Exported:
+        """Writes graph, weights and the engine's own configuration into ``directory``, which already holds the tokenizer's files."""
+
+
+def build(
+    model: str | Path,
+    *,
+    target: str | Path,
+    output: str | Path,
+    scheme: str | None = None,
+    revision: str | None = None,
+    context: int | None = None,
+    offline: bool = False,
+    force: bool = False,
+    progress: Progress = silent,
+    threads: int | None = None,
+) -> Manifest:
+    """Builds ``model`` for ``target`` into the directory ``output`` and returns its manifest.
+
+    model:   a catalogue name, ``org/name[@revision]``, a local directory, or ``tiny-phi`` (in the package).
+    target:  a name (``edgekit.targets()``) or the path of a ``.toml`` file; ``scheme`` and ``context`` (tokens) replace its own.
+    force:   replace an artifact that is already there, once the new one is complete.
+    threads: of the engine when it computes the conformance vectors; None leaves the choice to it.
+    Raises UsageError, ModelError, TargetError, EngineMissing, TemplateError, OutputError, DownloadError or EngineError; then, as
+    after Ctrl-C, nothing is left behind.
+    """
+    output = Path(output)
+    wanted = load_target(target)
+    quant = load_scheme(scheme or wanted.scheme)
+    exporter = _exporter(wanted)
+    check_output(output, force=force)
+    opened = open_model(resolve(str(model), revision=revision, offline=offline, progress=progress))
+    wanted = replace(wanted, context=_context(opened, wanted, context))
+    companions = read_companions(opened.checkpoint, opened.decoder.vocab_size)
+    _check_size(opened, quant, wanted, output)
+    exporter.check(opened, quant, wanted)
+    with writing(output, force=force) as staging:
+        write_companions(companions, opened.checkpoint, staging)
+        exported = exporter.export(opened, quant, wanted, staging, progress)
+        manifest = _manifest(opened, quant, wanted, companions, exported, _model_files(opened, progress))
+        manifest = replace(manifest, files=list_files(staging, progress))
+        greedy = greedy_vectors(staging, manifest, companions, threads)
+        manifest = replace(manifest, conformance=replace(manifest.conformance, greedy=greedy))
+        (staging / MANIFEST).write_text(manifest.to_json(), encoding="utf-8", newline="\n")
+    return manifest
+
+
+def outputs(model: str, targets: Sequence[str], out: Path | None) -> list[tuple[str, Path]]:
+    """Where ``edge build`` writes each target: ``out`` itself for one, ``out/MODEL-TARGET`` for several; without ``out``
+    ``MODEL-TARGET`` in the current directory. Raises UsageError for a target given twice.
+    """
+    if len(set(targets)) < len(targets):
+        raise UsageError(f"a target is given twice: {', '.join(targets)}")
+    if out is not None and len(targets) == 1:
+        return [(targets[0], out)]
+    return [(target, (out or Path()) / _default_name(model, target)) for target in targets]
+
+
+def _default_name(model: str, target: str) -> str:
+    path = Path(model)
+    name = path.resolve().name if path.is_dir() else model.split("@")[0].rsplit("/", 1)[-1]
+    target_name = Path(target).stem if target.endswith(".toml") else target
+    return f"{re.sub(r'[^A-Za-z0-9._-]+', '-', name)}-{target_name}"
+
+
+def _exporter(target: Target) -> Exporter:
+    engine = ENGINES[target.engine]
+    try:
+        return cast(Exporter, importlib.import_module(engine.export))
+    except ImportError as error:
+        if (error.name or "edgekit").split(".")[0] == "edgekit":
+            raise
+        raise EngineMissing(
+            f"target {target.name!r} needs {error.name}, which is not installed; run: pip install 'edgekit[build,{engine.extra}]'"
+        ) from error
+
+
+def _context(model: Model, target: Target, asked: int | None) -> int:
+    limit = model.decoder.context
+    if asked is None:
+        return min(target.context, limit)
+    if not 1 <= asked <= limit:
+        raise UsageError(f"context {asked} is not between 1 and the {limit} tokens that {model.checkpoint.source.name} can hold")
+    return asked
+
+
+def _check_size(model: Model, scheme: QuantScheme, target: Target, output: Path) -> None:
+    """Stops before the long job where the weights cannot fit the disk or the device."""
+    need = sum(_stored_bytes(name, shape, scheme) for name, shape in model.decoder.weight_shapes().items())
+    if target.memory_mb is not None and need > target.memory_mb * 1_000_000:
+        raise TargetError(
+            f"the weights of {model.checkpoint.source.name} take about {need / 1e6:.0f} MB as {scheme.name}, "
+            f"target {target.name!r} allows {target.memory_mb} MB in all; take a smaller model or another target"
+        )
+    existing = next(p for p in output.absolute().parents if p.is_dir())
+    free = shutil.disk_usage(existing).free
+    if need * 1.05 > free:
+        raise OutputError(
+            f"cannot write {output}: about {need * 1.05 / 1e6:.0f} MB are needed, {existing} has {free / 1e6:.0f} MB free; "
+            "free some space or choose another place: --out DIR"
+        )
+
+
+def _stored_bytes(name: str, shape: tuple[int, ...], scheme: QuantScheme) -> int:
+    if len(shape) < 2:
+        return 4 * shape[0]
+    form = scheme.format_of(name)
+    return shape[0] * -(-shape[1] // form.group) * (form.group * form.bits + 16 + form.bits) // 8
+
+
+def _manifest(
+    model: Model, scheme: QuantScheme, target: Target, companions: Companions, exported: Exported, files: Mapping[str, str]
+) -> Manifest:
+    source, decoder = model.checkpoint.source, model.decoder
+    window = next((w for w in decoder.windows if w is not None), None)
+    return Manifest(
+        format="edgekit",
+        version=1,
+        producer=f"edgekit {__version__}",
+        model=ModelInfo(
+            source.name, cast(SourceKind, source.kind), source.revision, source.license, decoder.model_type, model.parameters, files
+        ),
+        target=target.name,
+        engine=EngineInfo(target.engine, exported.engine_requires, exported.details),
+        scheme=SchemeInfo(
+            scheme.name,
+            round(exported.bits_per_weight, 4),
+            _format(scheme.linear),
+            _format(scheme.embedding),
+            _format(scheme.lm_head),
+            exported.tensors,
+        ),
+        context=ContextInfo(target.context, decoder.rope.switch, window),
+        tokens=companions.tokens,
+        chat_template=None if companions.template is None else TEMPLATE,
+        conformance=text_vectors(companions),
+        files={},
+    )
+
+
+def _format(form: Format) -> TensorFormat:
+    return TensorFormat(form.bits, form.group)
+
+
+def _model_files(model: Model, progress: Progress) -> dict[str, str]:
+    """Provenance: the digest of every checkpoint file that was read."""
+    checkpoint = model.checkpoint
+    weights = {tensor.file for tensor in checkpoint.tensors.values()}
+    paths = sorted(weights | set(companion_files(checkpoint.directory)), key=lambda p: p.name)
+    found = digests({path.name: path for path in paths}, "digest of the model", progress)
+    return {name: info.sha256 for name, info in found.items()}

@@ -1,0 +1,153 @@
+"""Which model is meant: a catalogue name, a hub id, a directory, or the model that comes with the package."""
+
+import difflib
+import re
+import sys
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from edgekit.checkpoint import Checkpoint, Source, declared_license, open_checkpoint
+from edgekit.errors import EdgekitError, ModelNotFound, UsageError
+from edgekit.progress import Progress
+from edgekit.records import RecordError, parse
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+HERE = Path(__file__).parent
+EMBEDDED = "tiny-phi"
+# As the hub allows them: letters, digits, "-", "_", "."; a revision is a commit, tag or branch (which may hold "/").
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
+REVISION = re.compile(r"[\w][\w./+-]{0,254}", re.ASCII)
+
+
+@dataclass(frozen=True)
+class _Row:
+    """One table of catalog.toml."""
+
+    architecture: str
+    license: str
+    parameters: int
+    context: int
+    hub: str | None = None
+    revision: str | None = None
+
+
+@dataclass(frozen=True)
+class CatalogEntry:
+    """A model known to work. ``hub`` is its id there (None: it comes with the package), ``revision`` the pinned commit, if one is;
+    ``license`` an SPDX id or the licence's name; ``parameters`` counts tied weights once; ``context`` in tokens.
+    """
+
+    name: str
+    hub: str | None
+    revision: str | None
+    architecture: str
+    license: str
+    parameters: int
+    context: int
+
+    @property
+    def gigabytes(self) -> float:
+        """Size of the weights in bf16, in 10^9 bytes: about what is downloaded."""
+        return self.parameters * 2 / 1e9
+
+
+@lru_cache(maxsize=1)
+def _entries() -> tuple[CatalogEntry, ...]:
+    path = HERE / "catalog.toml"
+    try:
+        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+        rows = {name: parse(_Row, table, unknown="refuse", path=name) for name, table in tables.items()}
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecordError) as error:
+        raise EdgekitError(f"{path}: {error}; install edgekit again") from None
+    return tuple(CatalogEntry(n, r.hub, r.revision, r.architecture, r.license, r.parameters, r.context) for n, r in rows.items())
+
+
+def catalogue() -> list[CatalogEntry]:
+    """All known models, in the order of catalog.toml."""
+    return list(_entries())
+
+
+def resolve(model: str, *, revision: str | None = None, offline: bool = False, progress: Progress) -> Checkpoint:
+    """Find ``model``, download it where needed, and open it.
+
+    model:    a catalogue name, ``org/name`` or either with ``@revision``; the path of a directory; or ``tiny-phi`` (in the package).
+              A catalogue name wins over a directory of that name: write ``./name`` for the directory.
+    revision: commit, tag or branch of a hub model; the pinned commit (catalogue) or the newest where not given.
+    offline:  take the hub's cache as it is. The environment variable HF_HUB_OFFLINE does the same.
+    progress: told the bytes of a download, as stage "download".
+
+    Raises ModelNotFound, UsageError, DownloadError, EngineMissing (no huggingface_hub) and what ``open_checkpoint`` raises.
+    """
+    name, revision = _split(model, revision)
+    entry = next((e for e in _entries() if e.name == name.lower()), None)
+    if entry is not None and entry.hub is not None:
+        return _from_hub(entry.hub, revision or entry.revision, offline, progress, entry.license)
+    if entry is not None:
+        _no_revision(model, revision, "the model that comes with the package")
+        directory = HERE / "tiny_phi"
+        if not directory.is_dir():
+            raise ModelNotFound(f"{EMBEDDED} is missing from this installation ({directory}); install edgekit again")
+        return open_checkpoint(directory, Source(EMBEDDED, "embedded", None, entry.license))
+    path = _directory(model)
+    if path is not None:
+        _no_revision(model, revision, "a directory")
+        return open_checkpoint(path, Source(path.resolve().name, "local", None, declared_license(path)))
+    if _looks_like_path(model):
+        raise ModelNotFound(f"no such directory: {model}")
+    if HUB_ID.fullmatch(name):
+        listed = next((e for e in _entries() if e.hub is not None and e.hub.lower() == name.lower()), None)
+        return _from_hub(name, revision, offline, progress, listed.license if listed else None)
+    raise _unknown(name)
+
+
+def _split(model: str, revision: str | None) -> tuple[str, str | None]:
+    """``name@revision`` apart. A path may hold an @, so what exists as a directory stays whole."""
+    name, at, inline = model.partition("@")
+    if not at or _looks_like_path(model) or _directory(model) is not None:
+        name, inline = model, ""
+    elif not inline:
+        raise UsageError(f"{model!r} ends with @; write the revision after it, or leave it out")
+    if inline and revision is not None and inline != revision:
+        raise UsageError(f"two revisions are given: {inline!r} in {model!r}, and {revision!r}")
+    revision = inline or revision
+    if revision is not None and (not REVISION.fullmatch(revision) or ".." in revision):
+        raise UsageError(f"{revision!r} is no revision: a commit hash, tag or branch is needed")
+    return name, revision
+
+
+def _directory(model: str) -> Path | None:
+    """The directory of this name, if there is one."""
+    try:
+        path = Path(model).expanduser()
+        return path if model and path.is_dir() else None
+    except (OSError, RuntimeError):  # too long a name; no such user in ~user
+        return None
+
+
+def _looks_like_path(model: str) -> bool:
+    return model.startswith((".", "/", "~")) or "\\" in model or model.count("/") > 1 + ("@" in model) or model[1:2] == ":"
+
+
+def _no_revision(model: str, revision: str | None, what: str) -> None:
+    if revision is not None:
+        raise UsageError(f"{model} is {what}: it has no revision {revision!r}")
+
+
+def _unknown(name: str) -> ModelNotFound:
+    names = [e.name for e in _entries()]
+    close = difflib.get_close_matches(name.lower(), names, n=3, cutoff=0.5)
+    hint = f"did you mean {', '.join(close)}?" if close else "`edge models` lists the names."
+    return ModelNotFound(f"unknown model {name!r}: {hint} A hub id (org/name) or a directory works too.")
+
+
+def _from_hub(hub: str, revision: str | None, offline: bool, progress: Progress, license: str | None) -> Checkpoint:
+    # Imported here: huggingface_hub is slow to load and not part of the base install.
+    from edgekit.hub import download
+
+    directory, commit = download(hub, revision, offline=offline, progress=progress)
+    return open_checkpoint(directory, Source(hub, "hub", commit, license or declared_license(directory)))

@@ -1,0 +1,267 @@
+"""The ``edge`` command: parse, call, print. Every other import waits until its command runs, so that ``edge --help`` is quick."""
+
+import functools
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, ParamSpec
+
+import typer
+
+from edgekit import __version__
+from edgekit.errors import EdgekitError
+
+P = ParamSpec("P")
+INTERRUPTED = 130
+TERMINATED = 143
+
+app = typer.Typer(
+    name="edge",
+    help="Quantize a small language model once and run it on any edge engine.",
+    epilog="Exit codes: 0 done, 2 usage, 3 model, 4 target, 5 engine missing, 6 artifact, 7 context overrun, 8 chat template, 9 output, "
+    "10 download, 11 engine, 130 Ctrl-C.",
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    no_args_is_help=True,
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout; errors too.")]
+Directory = Annotated[Path, typer.Argument(metavar="DIR", help="An artifact that `edge build` made.", show_default=False)]
+Threads = Annotated[int | None, typer.Option("--threads", min=1, help="Threads of the engine. Default: its own choice.")]
+System = Annotated[str | None, typer.Option("--system", help="System message before the conversation.")]
+MaxTokens = Annotated[int | None, typer.Option("--max-tokens", min=1, help="Most tokens of an answer. Default: what the context holds.")]
+Stop = Annotated[list[str] | None, typer.Option("--stop", help="End the answer before this text; may be repeated.", show_default=False)]
+Temperature = Annotated[float, typer.Option("--temperature", min=0.0, help="0 takes the most likely token each time.")]
+TopK = Annotated[int, typer.Option("--top-k", min=0, help="Draw from the K most likely tokens; 0 from all.")]
+TopP = Annotated[float, typer.Option("--top-p", min=0.0, max=1.0, help="Draw from the fewest tokens whose probability adds up to P.")]
+MinP = Annotated[float, typer.Option("--min-p", min=0.0, max=1.0, help="Leave out tokens less likely than P times the likeliest.")]
+Penalty = Annotated[float, typer.Option("--repetition-penalty", min=0.01, help="Above 1, tokens already there become less likely.")]
+Seed = Annotated[int | None, typer.Option("--seed", min=0, help="The same seed draws the same answer.")]
+
+
+def _command(call: Callable[P, None]) -> Callable[P, None]:
+    """Turns an EdgekitError into its message and exit code, Ctrl-C into 130, and a closed pipe into a quiet end."""
+
+    @functools.wraps(call)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> None:
+        from edgekit import console
+
+        console.make_safe()
+        try:
+            call(*args, **kwargs)
+        except EdgekitError as error:
+            if kwargs.get("json"):
+                kind = type(error).__name__
+                console.show_json({"error": {"kind": kind, "message": str(error), "exit_code": error.exit_code}})
+            print(f"edge: error: {error}", file=sys.stderr)
+            raise typer.Exit(error.exit_code) from None
+        except KeyboardInterrupt:
+            print("\nedge: interrupted", file=sys.stderr)
+            raise typer.Exit(INTERRUPTED) from None
+        except BrokenPipeError:
+            # What is still buffered has nowhere to go; else the interpreter would complain while it closes stdout.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(1) from None
+
+    return wrapped
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"edgekit {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def edge(
+    version: Annotated[bool, typer.Option("--version", help="Show the version and exit.", callback=_version, is_eager=True)] = False,
+) -> None:
+    pass
+
+
+@app.command()
+@_command
+def build(
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL",
+            show_default=False,
+            help="A name from `edge models`, org/name[@revision] of the Hugging Face hub, or a directory.",
+        ),
+    ],
+    target: Annotated[list[str], typer.Option("--target", help="A name from `edge targets` or a .toml file; may be repeated.")],
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="Directory to write; with several targets, the one to write them into. Default: MODEL-TARGET."),
+    ] = None,
+    scheme: Annotated[str | None, typer.Option("--scheme", help="Quantization, instead of the target's.")] = None,
+    context: Annotated[int | None, typer.Option("--context", min=1, help="Context in tokens, instead of the target's.")] = None,
+    revision: Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit of a hub model.")] = None,
+    offline: Annotated[bool, typer.Option("--offline", help="Use only what has been downloaded before.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an artifact that is already there.")] = False,
+    threads: Threads = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress, no summary.")] = False,
+    json: Json = False,
+) -> None:
+    """Quantize a model and write an artifact for each target."""
+    from edgekit import console, listing
+    from edgekit.build import build as build_artifact
+    from edgekit.build import outputs
+
+    progress = console.make_progress(quiet=quiet or json)
+    written = []
+    for name, directory in outputs(model, target, out):
+        manifest = build_artifact(
+            model,
+            target=name,
+            output=directory,
+            scheme=scheme,
+            revision=revision,
+            context=context,
+            offline=offline,
+            force=force,
+            progress=progress,
+            threads=threads,
+        )
+        written.append({"directory": str(directory), **listing.summary(manifest)})
+        if not (quiet or json):
+            print(f"{directory}: {listing.headline(manifest)}")
+    if json:
+        console.show_json(written)
+
+
+@app.command()
+@_command
+def run(
+    directory: Directory,
+    prompt: Annotated[
+        str | None, typer.Argument(metavar="PROMPT", show_default=False, help="What to ask; `-` or nothing reads stdin.")
+    ] = None,
+    raw: Annotated[bool, typer.Option("--raw", help="Continue the text as it is, without the chat template.")] = False,
+    system: System = None,
+    max_tokens: MaxTokens = None,
+    stop: Stop = None,
+    temperature: Temperature = 0.0,
+    top_k: TopK = 0,
+    top_p: TopP = 1.0,
+    min_p: MinP = 0.0,
+    repetition_penalty: Penalty = 1.0,
+    seed: Seed = None,
+    threads: Threads = None,
+    stats: Annotated[bool, typer.Option("--stats", help="Show tokens a second and time to first token on stderr.")] = False,
+    json: Json = False,
+) -> None:
+    """Answer one prompt."""
+    from edgekit import console, talk
+    from edgekit.runtime import Sampling, load
+
+    sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
+    asked = talk.read_prompt(prompt, sys.stdin)
+    with load(directory, threads=threads) as runtime:
+        steps = talk.steps_for(runtime, asked, sampling, system=system, raw=raw, max_tokens=max_tokens, stop=stop or [])
+        answer = talk.take(steps, console.hide if json else console.stream)
+    if json:
+        console.show_json(answer.as_json())
+    else:
+        console.stream("\n")
+    if stats:
+        print(answer.as_line(), file=sys.stderr)
+    if answer.finish == "interrupted":
+        raise KeyboardInterrupt
+
+
+@app.command()
+@_command
+def chat(
+    directory: Directory,
+    system: System = None,
+    max_tokens: MaxTokens = None,
+    stop: Stop = None,
+    temperature: Temperature = 0.0,
+    top_k: TopK = 0,
+    top_p: TopP = 1.0,
+    min_p: MinP = 0.0,
+    repetition_penalty: Penalty = 1.0,
+    seed: Seed = None,
+    threads: Threads = None,
+    stats: Annotated[bool, typer.Option("--stats", help="Show tokens a second after each answer.")] = False,
+) -> None:
+    """Talk with a model; /reset forgets, /exit leaves, Ctrl-C ends an answer."""
+    from edgekit import console, talk
+    from edgekit.runtime import Sampling, load
+
+    sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
+    with load(directory, threads=threads) as runtime:
+        talk.converse(
+            runtime,
+            sampling,
+            system=system,
+            max_tokens=max_tokens,
+            stop=stop or [],
+            stats=stats,
+            show=console.stream,
+            read=talk.ask,
+        )
+
+
+@app.command()
+@_command
+def inspect(
+    directory: Directory,
+    check: Annotated[bool, typer.Option("--check", help="Read every file and compare its digest.")] = False,
+    json: Json = False,
+) -> None:
+    """Show what an artifact is: model, scheme, context, stop set, files."""
+    from edgekit import console, listing
+    from edgekit.artifact import check_digests, load_artifact
+
+    artifact = load_artifact(directory)
+    if check:
+        check_digests(artifact, console.make_progress(quiet=json))
+    if json:
+        print(artifact.manifest.to_json(), end="")
+    else:
+        console.show_pairs(listing.description(artifact.manifest, checked=check))
+
+
+@app.command()
+@_command
+def targets(json: Json = False) -> None:
+    """List what can be built for, and how far each was tried."""
+    from dataclasses import asdict
+
+    from edgekit import console, listing
+    from edgekit.target import targets as known
+
+    if json:
+        console.show_json([asdict(target) for target in known()])
+    else:
+        console.show_table(*listing.target_table(known()))
+
+
+@app.command()
+@_command
+def models(json: Json = False) -> None:
+    """List the models that have a short name."""
+    from dataclasses import asdict
+
+    from edgekit import console, listing
+    from edgekit.catalog import catalogue
+
+    if json:
+        console.show_json([asdict(entry) for entry in catalogue()])
+    else:
+        console.show_table(*listing.model_table(catalogue()))
+
+
+def main() -> None:
+    """The console script. A polite kill cleans up as Ctrl-C does: the exception passes through every ``finally``."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
+    app()
+
+
+if __name__ == "__main__":
+    main()

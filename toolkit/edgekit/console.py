@@ -1,0 +1,118 @@
+"""What the ``edge`` command prints: progress, tables, JSON. Nothing else in edgekit prints."""
+
+import json
+import math
+import sys
+import time
+from collections.abc import Sequence
+from typing import TextIO
+
+from edgekit.progress import Progress, silent
+
+BAR = 24  # characters
+REDRAW = 0.1  # seconds between two drawings of a bar
+NOTICE = 10.0  # seconds between two lines where there is no terminal to draw on
+
+
+def make_safe() -> None:
+    """A console that cannot show a character gets a question mark, not a crash (Windows code pages, LANG=C)."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
+
+
+def show_json(data: object) -> None:
+    """One JSON document on stdout; pure ASCII where stdout is not UTF-8, so that nothing is lost."""
+    utf8 = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
+    print(json.dumps(data, indent=2, ensure_ascii=not utf8))
+
+
+def stream(text: str) -> None:
+    """A piece of an answer, at once."""
+    if text:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+
+
+def hide(text: str) -> None:
+    """Shows nothing."""
+
+
+def show_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Left-aligned columns, two spaces apart."""
+    widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
+    for row in [head, *rows]:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def show_pairs(lines: Sequence[tuple[str, str]]) -> None:
+    """Labels in one column, text in the next."""
+    width = max(len(label) for label, _ in lines)
+    for label, text in lines:
+        print(f"{label:<{width}}  {text}")
+
+
+def size(count: float) -> str:
+    """Bytes for people, in powers of 1000 as disks and the hub count."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 999.5:
+            return f"{count:.0f} {unit}" if unit == "B" or count >= 100 else f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB"
+
+
+def make_progress(*, quiet: bool) -> Progress:
+    """A bar with bytes and time left on a terminal, a line now and then elsewhere, nothing when ``quiet``; always on stderr."""
+    return silent if quiet else Display(sys.stderr, bar=sys.stderr.isatty())
+
+
+class Display:
+    """A stage's clock and the last drawing; a new stage name begins a new line. Spaces wipe an old one: not every console knows escapes."""
+
+    def __init__(self, stream: TextIO, *, bar: bool) -> None:
+        self.stream, self.bar = stream, bar
+        self.stage, self.began, self.drawn, self.ended = "", 0.0, 0.0, True
+        self.width = 0
+
+    def __call__(self, stage: str, done: int, total: int, /) -> None:
+        now = time.monotonic()
+        if stage != self.stage:
+            self.close()
+            self.stage, self.began, self.drawn, self.ended = stage, now, -math.inf if self.bar else now, False
+        end = total > 0 and done >= total
+        if self.ended or not (end or now - self.drawn >= (REDRAW if self.bar else NOTICE)):
+            return
+        self.drawn = now
+        text = self._text(done, total, now - self.began, end)
+        self.stream.write(f"\r{text:<{self.width}}" if self.bar else f"{text}\n")
+        self.width = len(text)
+        if end:
+            self.close()
+        self.stream.flush()
+
+    def close(self) -> None:
+        """Leaves the bar's line, so that what is printed next begins on its own."""
+        if self.bar and not self.ended and self.stage:
+            self.stream.write("\n")
+        self.ended = True
+
+    def _text(self, done: int, total: int, seconds: float, end: bool) -> str:
+        rate = done / seconds if seconds > 0 else 0.0
+        if not total:
+            return f"{self.stage}: {size(done)}"
+        share = min(done / total, 1.0)
+        bar = "#" * int(share * BAR)
+        shown = f"[{bar:<{BAR}}] {share:4.0%}" if self.bar else f"{share:.0%}"
+        if end:
+            return f"{self.stage}: {shown} of {size(total)} in {clock(seconds)}, {size(rate)}/s"
+        pace = f", {size(rate)}/s, {clock((total - done) / rate)} left" if rate > 0 and seconds >= 1 else ""
+        return f"{self.stage}: {shown} of {size(total)}{pace}"
+
+
+def clock(seconds: float) -> str:
+    """``12 s``, ``3:05`` or ``1:02:03``."""
+    if seconds < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -1,0 +1,261 @@
+"""``model.onnx``: the decoder as ONNX Runtime's fused operators, with the inputs and outputs that onnxruntime-genai expects.
+
+    input_ids            int64 [1, S]              the new tokens
+    attention_mask       int64 [1, T]              ones, one for each token of the whole sequence, the new ones included
+    past_key_values.i.*  float32 [1, KV, P, hd]    P >= T - S; give the same buffer as present.i.* to have the cache updated in place
+    rope_length          int64 [1]                 optional, LongRoPE only, see ``rotary``
+ -> logits               float32 [1, 1, V]         after the last new token
+    present.i.*          float32 [1, KV, max(P, T), hd]
+
+The batch is 1: another is refused by ONNX Runtime rather than computed wrongly. Operators:
+https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+from onnx_ir.tape import Tape
+
+from edgekit.engines.onnx.weights import DataFile, Matrix, initializer, matrix, row_bytes, table, vector
+from edgekit.models.decoder import DecoderConfig, Rope
+from edgekit.quant.scheme import Format, QuantScheme
+
+MICROSOFT = "com.microsoft"
+OPSETS = {"": 20, MICROSOFT: 1}
+IR_VERSION = 10
+Attributes = Mapping[str, int | float]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the parts of the graph are made of. ``context``: most tokens of a sequence. ``data`` and ``constants`` grow as
+    weights are placed."""
+
+    decoder: DecoderConfig
+    scheme: QuantScheme
+    context: int
+    accuracy_level: int
+    tape: Tape
+    data: DataFile
+    constants: dict[str, ir.Value]
+
+
+@dataclass(frozen=True)
+class Shared:
+    """Values that every layer reads. ``positions`` is None where GroupQueryAttention's own count is right."""
+
+    seqlens_k: ir.Value
+    total: ir.Value
+    cos: ir.Value
+    sin: ir.Value
+    positions: ir.Value | None
+
+
+def build(decoder: DecoderConfig, scheme: QuantScheme, context: int, accuracy_level: int) -> tuple[ir.Model, DataFile]:
+    """The graph for sequences up to ``context`` tokens, and the plan of the data file its initializers lie in."""
+    plan = Plan(decoder, scheme, context, accuracy_level, Tape(), DataFile(), {})
+    tokens = ir.Value(name="input_ids", type=ir.TensorType(ir.DataType.INT64), shape=ir.Shape([1, "sequence_length"]))
+    mask = ir.Value(name="attention_mask", type=ir.TensorType(ir.DataType.INT64), shape=ir.Shape([1, "total_sequence_length"]))
+    rope_length = ir.Value(name="rope_length", type=ir.TensorType(ir.DataType.INT64), shape=ir.Shape([1]))
+    inputs, outputs = [tokens, mask], []
+    shared = rotary(plan, tokens, mask, rope_length)
+    hidden, embedding = embed(plan, tokens)
+    residual = hidden
+    hidden = norm(plan, "layers.0.input_norm", hidden)
+    for i in range(decoder.layers):
+        past = [cache(plan, f"past_key_values.{i}.{kind}", "past_sequence_length") for kind in ("key", "value")]
+        present = [cache(plan, f"present.{i}.{kind}", "present_sequence_length") for kind in ("key", "value")]
+        attended = attention(plan, i, hidden, shared, past, present)
+        if i == decoder.layers - 1:
+            # Only the last position is asked for: what follows the last attention is computed for it alone.
+            attended, residual = last_position(plan, attended), last_position(plan, residual)
+        hidden, residual = add_norm(plan, f"layers.{i}.post_attention_norm", projection(plan, f"layers.{i}.o_proj", attended), residual)
+        following = f"layers.{i + 1}.input_norm" if i + 1 < decoder.layers else "norm"
+        hidden, residual = add_norm(plan, following, mlp(plan, i, hidden), residual)
+        inputs += past
+        outputs += present
+    logits = ir.Value(name="logits", type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape([1, 1, decoder.vocab_size]))
+    head(plan, hidden, embedding, logits)
+    # An embedding that is not tied is read by one operator only, so one of its two views goes unused.
+    initializers = [value for value in (*plan.constants.values(), *plan.data.initializers) if value.uses()]
+    if shared.positions is not None:
+        rope_length.const_value = ir.tensor(np.zeros(1, np.int64), name="rope_length")
+        inputs.append(rope_length)
+        initializers.append(rope_length)
+    graph = ir.Graph(inputs, [logits, *outputs], nodes=plan.tape.nodes, initializers=initializers, opset_imports=OPSETS, name="decoder")
+    return ir.Model(graph, ir_version=IR_VERSION, producer_name="edgekit"), plan.data
+
+
+def rotary(plan: Plan, tokens: ir.Value, mask: ir.Value, rope_length: ir.Value) -> Shared:
+    """Sequence lengths, rotary tables and, for LongRoPE, the rows of the tables that the new tokens use.
+
+    LongRoPE takes the short factors for a whole sequence of up to ``switch`` tokens and the long ones for a whole longer one. The
+    tables hold the short rows 0..switch-1 and after them the long rows 0..context-1, so the choice is an offset of ``switch``: no table
+    is copied or selected at run time. It falls by the length after the call, or by ``rope_length`` where that is larger: who
+    computes a long prompt in pieces says there how long it will be, so that the first pieces take the long factors as well.
+    """
+    rope, context = plan.decoder.rope, plan.context
+    length = op(plan, "ReduceSum", [mask, const(plan, "axis_1", [1])], {"keepdims": 0})
+    seqlens_k = op(plan, "Cast", [op(plan, "Sub", [length, const(plan, "one", [1])])], {"to": ir.DataType.INT32.value})
+    mask_length = op(plan, "Shape", [mask], {"start": 1, "end": 2})
+    total = op(plan, "Cast", [mask_length], {"to": ir.DataType.INT32.value})
+    short = rope.switch if rope.switch is not None and context > rope.switch else context
+    rows = short if short == context else short + context
+    shape = (rows, rope.dims // 2)
+    cos = table(plan.data, "rope.cos", shape, lambda: rope_rows(rope, short, rows)[0])
+    sin = table(plan.data, "rope.sin", shape, lambda: rope_rows(rope, short, rows)[1])
+    if rows == short:
+        return Shared(seqlens_k, total, cos, sin, None)
+    final = op(plan, "Max", [length, rope_length])
+    is_long = op(plan, "Greater", [final, const(plan, "rope_switch", [short])])
+    offset = op(plan, "Where", [is_long, const(plan, "rope_switch", [short]), const(plan, "zero", [0])])
+    stop = op(plan, "Add", [length, offset])
+    start = op(plan, "Sub", [stop, op(plan, "Shape", [tokens], {"start": 1, "end": 2})])
+    one = const(plan, "step", 1)
+    positions = op(plan, "Range", [op(plan, "Squeeze", [start]), op(plan, "Squeeze", [stop]), one])
+    return Shared(seqlens_k, total, cos, sin, op(plan, "Unsqueeze", [positions, const(plan, "axis_0", [0])]))
+
+
+def rope_rows(rope: Rope, short: int, rows: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """cos and sin, each [rows, dims / 2]: ``short`` rows of the short frequencies, the rest of the long ones from position 0 on."""
+    tables = [rope.cos_sin(short, long=False)]
+    if rows > short:
+        tables.append(rope.cos_sin(rows - short, long=True))
+    return np.concatenate([cos for cos, _ in tables]), np.concatenate([sin for _, sin in tables])
+
+
+def embed(plan: Plan, tokens: ir.Value) -> tuple[ir.Value, Matrix]:
+    """float32 [1, S, D], and the matrix it was gathered from."""
+    decoder, fmt = plan.decoder, plan.scheme.format_of("embed_tokens")
+    weight = quantized(plan, "embed_tokens", ["embed_tokens"], fmt)
+    # The operator wants [V, K]: the same bytes of the file that lm_head reads as [V, G, g] where it is tied.
+    shape = (decoder.vocab_size, row_bytes(decoder.hidden_size, fmt)[0])
+    rows = initializer(plan.data, "embed_tokens.rows", ir.DataType.UINT8, shape, weight.offset)
+    attributes = {"bits": fmt.bits, "block_size": fmt.group, "gather_axis": 0, "quantize_axis": 1}
+    inputs = [rows, tokens, weight.scales, weight.zeros]
+    hidden = op(plan, "GatherBlockQuantized", inputs, attributes, domain=MICROSOFT, name="embed_tokens")
+    if decoder.hidden_size % fmt.group:
+        # The last group is filled up in the file.
+        bounds = [const(plan, "zero", [0]), const(plan, "hidden_size", [decoder.hidden_size]), const(plan, "axis_2", [2])]
+        hidden = op(plan, "Slice", [hidden, *bounds])
+    return hidden, weight
+
+
+def attention(plan: Plan, i: int, hidden: ir.Value, shared: Shared, past: Sequence[ir.Value], present: Sequence[ir.Value]) -> ir.Value:
+    """[1, S, heads * head_dim]. Rotates queries and keys, appends to the cache and attends, all in one operator."""
+    decoder, at = plan.decoder, f"layers.{i}"
+    qkv = fused(plan, f"{at}.qkv_proj", [f"{at}.{p}_proj" for p in "qkv"], hidden)
+    window = decoder.windows[i]
+    attributes: Attributes = {
+        "num_heads": decoder.heads,
+        "kv_num_heads": decoder.kv_heads,
+        "scale": float(1 / np.sqrt(decoder.head_dim)),
+        "do_rotary": 1,
+        # The operator counts as Hugging Face does, the token itself included, from ONNX Runtime 1.24 on.
+        "local_window_size": -1 if window is None or window >= plan.context else window,
+    }
+    inputs = [qkv, None, None, *past, shared.seqlens_k, shared.total, shared.cos, shared.sin, shared.positions]
+    attended = ir.Value(name=f"{at}.attention.output")
+    plan.tape.op_multi_out(
+        "GroupQueryAttention", inputs, attributes, outputs=[attended, *present], domain=MICROSOFT, name=f"{at}.attention"
+    )
+    return attended
+
+
+def mlp(plan: Plan, i: int, hidden: ir.Value) -> ir.Value:
+    """down(silu(gate(x)) * up(x))."""
+    at, size = f"layers.{i}", plan.decoder.intermediate_size
+    gate_up = fused(plan, f"{at}.gate_up_proj", [f"{at}.gate_proj", f"{at}.up_proj"], hidden)
+    sizes = const(plan, "gate_up_sizes", [size, size])
+    gate, up = plan.tape.op_multi_out("Split", [gate_up, sizes], {"axis": -1}, num_outputs=2, name=f"{at}.split")
+    activated = op(plan, "QuickGelu", [gate], {"alpha": 1.0}, domain=MICROSOFT, name=f"{at}.silu")  # with alpha 1 it is SiLU
+    return projection(plan, f"{at}.down_proj", op(plan, "Mul", [activated, up], name=f"{at}.mul"))
+
+
+def head(plan: Plan, hidden: ir.Value, embedding: Matrix, logits: ir.Value) -> None:
+    fmt = plan.scheme.format_of("lm_head")
+    if not plan.decoder.tied:
+        weight = quantized(plan, "lm_head", ["lm_head"], fmt)
+    elif fmt == embedding.format:
+        weight = embedding
+    else:
+        weight = quantized(plan, "lm_head", ["embed_tokens"], fmt)
+    matmul(plan, "lm_head", weight, hidden, None, logits)
+
+
+def fused(plan: Plan, name: str, parts: Sequence[str], hidden: ir.Value) -> ir.Value:
+    """The products with ``parts`` side by side: one operator where they have one format, else one each."""
+    formats = {plan.scheme.format_of(part) for part in parts}
+    if len(formats) > 1:
+        return op(plan, "Concat", [projection(plan, part, hidden) for part in parts], {"axis": -1}, name=name)
+    return matmul(plan, name, quantized(plan, name, parts, formats.pop()), hidden, bias(plan, name, parts))
+
+
+def projection(plan: Plan, name: str, hidden: ir.Value) -> ir.Value:
+    return fused(plan, name, [name], hidden)
+
+
+def bias(plan: Plan, name: str, parts: Sequence[str]) -> ir.Value | None:
+    shapes = plan.decoder.weight_shapes()
+    if f"{parts[0]}.bias" not in shapes:
+        return None
+    return vector(plan.data, f"{name}.bias", [(f"{part}.bias", shapes[f"{part}.bias"]) for part in parts])
+
+
+def matmul(plan: Plan, name: str, weight: Matrix, hidden: ir.Value, added: ir.Value | None, output: ir.Value | None = None) -> ir.Value:
+    """hidden [1, S, K] times the transposed weight [N, K], plus ``added`` [N]."""
+    n, k = weight.shape
+    attributes = {"K": k, "N": n, "bits": weight.format.bits, "block_size": weight.format.group, "accuracy_level": plan.accuracy_level}
+    inputs = [hidden, weight.codes, weight.scales, weight.zeros, *([None, added] if added else [])]
+    return plan.tape.op("MatMulNBits", inputs, attributes, domain=MICROSOFT, name=name, output=output)
+
+
+def norm(plan: Plan, name: str, hidden: ir.Value) -> ir.Value:
+    attributes = {"axis": -1, "epsilon": plan.decoder.norm_eps, "stash_type": 1}
+    return op(plan, "SimplifiedLayerNormalization", [hidden, norm_weight(plan, name)], attributes, name=name)
+
+
+def add_norm(plan: Plan, name: str, hidden: ir.Value, residual: ir.Value) -> tuple[ir.Value, ir.Value]:
+    """norm(hidden + residual) and hidden + residual."""
+    inputs, attributes = [residual, hidden, norm_weight(plan, name)], {"epsilon": plan.decoder.norm_eps}
+    normed, _, _, total = plan.tape.op_multi_out(
+        "SkipSimplifiedLayerNormalization", inputs, attributes, num_outputs=4, domain=MICROSOFT, name=name
+    )
+    return normed, total
+
+
+def norm_weight(plan: Plan, name: str) -> ir.Value:
+    return vector(plan.data, f"{name}.weight", [(name, (plan.decoder.hidden_size,))])
+
+
+def last_position(plan: Plan, hidden: ir.Value) -> ir.Value:
+    """[1, S, D] -> [1, 1, D]."""
+    return op(plan, "Gather", [hidden, const(plan, "last", [-1])], {"axis": 1})
+
+
+def quantized(plan: Plan, name: str, parts: Sequence[str], fmt: Format) -> Matrix:
+    shapes = plan.decoder.weight_shapes()
+    return matrix(plan.data, name, [(part, (shapes[part][0], shapes[part][1])) for part in parts], fmt)
+
+
+def cache(plan: Plan, name: str, length: str) -> ir.Value:
+    shape = ir.Shape([1, plan.decoder.kv_heads, length, plan.decoder.head_dim])
+    return ir.Value(name=name, type=ir.TensorType(ir.DataType.FLOAT), shape=shape)
+
+
+def const(plan: Plan, name: str, value: int | list[int]) -> ir.Value:
+    """An int64 initializer, made once for each name."""
+    if name not in plan.constants:
+        array = np.array(value, np.int64)
+        tensor = ir.tensor(array, name=name)
+        plan.constants[name] = ir.Value(name=name, type=ir.TensorType(ir.DataType.INT64), shape=ir.Shape(array.shape), const_value=tensor)
+    return plan.constants[name]
+
+
+def op(
+    plan: Plan, kind: str, inputs: Sequence[ir.Value], attributes: Attributes | None = None, *, domain: str = "", name: str | None = None
+) -> ir.Value:
+    return plan.tape.op(kind, inputs, attributes, domain=domain, name=name)

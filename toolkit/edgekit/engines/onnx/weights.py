@@ -1,0 +1,180 @@
+"""``model.onnx.data``: where every weight lies is settled from the shapes alone; then each is read, quantized and written in place.
+
+Nothing but one block of rows is ever in memory, whatever the size of the model. The bytes depend on the weights only.
+"""
+
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from edgekit.models import Model
+from edgekit.progress import Progress
+from edgekit.quant import pack_zero_points, quantize
+from edgekit.quant.scheme import Format, QuantizedTensor
+
+FILE = "model.onnx.data"
+LARGE = 1 << 20
+"""Bytes from which a tensor starts on a page, so that ONNX Runtime can map it; smaller ones are aligned to 64."""
+BLOCK = 8 << 20
+"""Weights that are read and quantized at a time: 32 MB in float32."""
+
+
+@dataclass(frozen=True)
+class MatrixWrite:
+    """A canonical weight, quantized to ``format``; its rows begin at these offsets of the (maybe fused) codes, scales and zero points."""
+
+    weight: str
+    shape: tuple[int, int]
+    format: Format
+    codes: int
+    scales: int
+    zeros: int
+
+
+@dataclass(frozen=True)
+class VectorWrite:
+    """A canonical weight of one dimension, float32."""
+
+    weight: str
+    shape: tuple[int, ...]
+    offset: int
+
+
+@dataclass(frozen=True)
+class TableWrite:
+    """An array that is no weight, such as the rotary cosines; made when its turn comes."""
+
+    make: Callable[[], NDArray[np.float32]]
+    offset: int
+
+
+@dataclass
+class DataFile:
+    """The file as planned so far."""
+
+    size: int = 0
+    matrices: list[MatrixWrite] = field(default_factory=list)
+    vectors: list[VectorWrite] = field(default_factory=list)
+    tables: list[TableWrite] = field(default_factory=list)
+    initializers: list[ir.Value] = field(default_factory=list)
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Storage of all matrices over their number of weights; a matrix stored once for two uses counts once."""
+        bits = sum(8 * sum(row_bytes(m.shape[1], m.format)) * m.shape[0] for m in self.matrices)
+        return bits / sum(m.shape[0] * m.shape[1] for m in self.matrices)
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """The initializers of a quantized matrix [N, K]. codes: uint8 [N, G, bytes of a group]; scales: float32 [N, G];
+    zeros: uint8, [N, G] at 8 bits and two to a byte, low nibble first, [N, ceil(G / 2)] at 4."""
+
+    shape: tuple[int, int]
+    format: Format
+    codes: ir.Value
+    scales: ir.Value
+    zeros: ir.Value
+    offset: int
+    """Of the codes."""
+
+
+def row_bytes(k: int, fmt: Format) -> tuple[int, int, int]:
+    """Bytes of one row's codes, scales and zero points."""
+    groups = -(-k // fmt.group)
+    return groups * fmt.group * fmt.bits // 8, groups * 4, -(-groups * fmt.bits // 8)
+
+
+def reserve(data: DataFile, size: int) -> int:
+    """The offset of ``size`` new bytes at the end of the file."""
+    alignment = 4096 if size >= LARGE else 64
+    offset = -(-data.size // alignment) * alignment
+    data.size = offset + size
+    return offset
+
+
+def initializer(data: DataFile, name: str, dtype: ir.DataType, shape: Sequence[int], offset: int) -> ir.Value:
+    """An initializer whose bytes lie in the data file at ``offset``."""
+    length = int(np.prod(shape)) * int(dtype.itemsize)
+    tensor = ir.ExternalTensor(FILE, offset, length, dtype, shape=ir.Shape(shape), name=name)
+    value = ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape(shape), const_value=tensor)
+    data.initializers.append(value)
+    return value
+
+
+def matrix(data: DataFile, name: str, parts: Sequence[tuple[str, tuple[int, int]]], fmt: Format) -> Matrix:
+    """Plans a quantized matrix whose rows are those of ``parts`` (canonical names and shapes), one after the other."""
+    k = parts[0][1][1]
+    n = sum(shape[0] for _, shape in parts)
+    groups = -(-k // fmt.group)
+    sizes = row_bytes(k, fmt)
+    offsets = [reserve(data, n * size) for size in sizes]
+    row = 0
+    for weight, shape in parts:
+        at = [offset + row * size for offset, size in zip(offsets, sizes, strict=True)]
+        data.matrices.append(MatrixWrite(weight, shape, fmt, *at))
+        row += shape[0]
+    return Matrix(
+        (n, k),
+        fmt,
+        initializer(data, f"{name}.codes", ir.DataType.UINT8, (n, groups, sizes[0] // groups), offsets[0]),
+        initializer(data, f"{name}.scales", ir.DataType.FLOAT, (n, groups), offsets[1]),
+        initializer(data, f"{name}.zeros", ir.DataType.UINT8, (n, sizes[2]), offsets[2]),
+        offsets[0],
+    )
+
+
+def vector(data: DataFile, name: str, parts: Sequence[tuple[str, tuple[int, ...]]]) -> ir.Value:
+    """Plans a float32 vector that joins ``parts`` (canonical names and shapes)."""
+    length = sum(shape[0] for _, shape in parts)
+    start = offset = reserve(data, 4 * length)
+    for weight, shape in parts:
+        data.vectors.append(VectorWrite(weight, shape, offset))
+        offset += 4 * shape[0]
+    return initializer(data, name, ir.DataType.FLOAT, (length,), start)
+
+
+def table(data: DataFile, name: str, shape: tuple[int, ...], make: Callable[[], NDArray[np.float32]]) -> ir.Value:
+    """Plans the array of this ``shape`` that ``make`` returns."""
+    offset = reserve(data, 4 * int(np.prod(shape)))
+    data.tables.append(TableWrite(make, offset))
+    return initializer(data, name, ir.DataType.FLOAT, shape, offset)
+
+
+def write(data: DataFile, model: Model, directory: Path, progress: Progress) -> None:
+    """Writes the planned file. Progress counts its bytes as stage ``quantize``. Raises CheckpointError from reading the weights."""
+    done = 0
+    with (directory / FILE).open("wb") as file:
+        file.truncate(data.size)
+        for t in data.tables:
+            done += put(file, t.offset, t.make())
+        for v in data.vectors:
+            done += put(file, v.offset, model.tensor(v.weight))
+        for m in data.matrices:
+            rows = max(1, BLOCK // m.shape[1])
+            for start in range(0, m.shape[0], rows):
+                block = model.rows(m.weight, start, min(start + rows, m.shape[0]))
+                done += put_rows(file, m, start, quantize(block, m.format, name=m.weight))
+                progress("quantize", done, data.size)
+    progress("quantize", data.size, data.size)
+
+
+def put_rows(file: io.BufferedWriter, m: MatrixWrite, start: int, block: QuantizedTensor) -> int:
+    """Writes quantized rows from row ``start`` of ``m`` on; returns the bytes written."""
+    codes, scales, zeros = row_bytes(m.shape[1], m.format)
+    size = put(file, m.codes + start * codes, block.codes)
+    # The kernels take scales of the activations' type. float16 fits in float32 exactly.
+    size += put(file, m.scales + start * scales, block.scales.astype("<f4"))
+    return size + put(file, m.zeros + start * zeros, block.zeros if m.format.bits == 8 else pack_zero_points(block.zeros))
+
+
+def put(file: io.BufferedWriter, offset: int, array: NDArray[np.generic]) -> int:
+    file.seek(offset)
+    little = array.astype(array.dtype.newbyteorder("<"), copy=False)
+    file.write(np.ascontiguousarray(little).data)
+    return array.nbytes

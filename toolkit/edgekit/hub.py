@@ -1,0 +1,175 @@
+"""Downloads from the Hugging Face hub through huggingface_hub: its cache, resuming, tokens and offline mode are kept as they are."""
+
+import errno
+import importlib
+import os
+import re
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from edgekit.errors import CheckpointError, DownloadError, EdgekitError, EngineMissing, ModelNotFound, OutputError, UsageError
+from edgekit.progress import Progress
+
+# Weights, configuration and tokenizer; never pickles or code.
+WANTED = ["*.safetensors", "*.json", "*.jinja", "LICENSE*", "NOTICE*", "README.md"]
+# Subdirectories hold other formats (onnx/, original/); consolidated.* is Mistral's second copy of the weights.
+UNWANTED = ["*/*", "consolidated*", "adapter_*"]
+OLDEST = 1  # major version of huggingface_hub: the first with snapshot_download(dry_run=...)
+COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+def download(model: str, revision: str | None, *, offline: bool, progress: Progress) -> tuple[Path, str]:
+    """The snapshot of ``model`` in the hub's cache, and its commit. What is there already is not downloaded again; a download that
+    was broken off goes on where it stopped.
+
+    Raises ModelNotFound (no such model or revision), DownloadError (unreachable, gated, or offline and not in the cache),
+    CheckpointError (no safetensors), OutputError (disk full), EngineMissing (no huggingface_hub).
+    """
+    api = _huggingface_hub()
+    offline = offline or api.constants.HF_HUB_OFFLINE
+    total = 0
+    try:
+        if not offline:
+            total = _plan(api, model, revision)
+        folder = Path(
+            api.snapshot_download(
+                model,
+                revision=revision,
+                allow_patterns=WANTED,
+                ignore_patterns=UNWANTED,
+                tqdm_class=_bars(progress, total),
+                local_files_only=offline,
+            )
+        )
+    except (api.errors.HFValidationError, api.errors.HTTPError, OSError) as error:
+        raise _translated(api, error, model, revision, offline) from None
+    if total:
+        progress("download", total, total)
+    if not COMMIT.fullmatch(folder.name):
+        raise DownloadError(f"{model}: the cache folder {folder} is not named after a commit; edgekit cannot say which revision it is")
+    return folder, folder.name
+
+
+def _huggingface_hub() -> Any:
+    # Before the import, which reads it.
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    try:
+        api = importlib.import_module("huggingface_hub")
+        for part in ("constants", "errors"):
+            importlib.import_module(f"huggingface_hub.{part}")
+    except ImportError:
+        raise EngineMissing('downloading from the hub needs huggingface_hub: pip install "edgekit[build]"') from None
+    if int(api.__version__.split(".")[0]) < OLDEST:
+        raise EngineMissing(f'huggingface_hub {api.__version__} is too old, {OLDEST}.0 is needed: pip install -U "edgekit[build]"')
+    return api
+
+
+def _plan(api: Any, model: str, revision: str | None) -> int:
+    """How many bytes there are to download. Raises CheckpointError when there are no safetensors."""
+    planned = api.snapshot_download(
+        model, revision=revision, allow_patterns=WANTED, ignore_patterns=UNWANTED, tqdm_class=_Quiet, dry_run=True
+    )
+    if not any(file.filename.endswith(".safetensors") for file in planned):
+        raise CheckpointError(
+            f"{model} has no safetensors on the hub, and PyTorch pickles are not read. Take a repository that has them, or convert it."
+        )
+    return sum(file.file_size for file in planned if file.will_download)
+
+
+class _Quiet:
+    """What huggingface_hub expects of a tqdm bar, saying nothing. Takes any arguments, as its callers differ between versions."""
+
+    _lock = threading.RLock()
+
+    @classmethod
+    def get_lock(cls) -> Any:
+        return cls._lock
+
+    @classmethod
+    def set_lock(cls, lock: Any) -> None:
+        cls._lock = lock
+
+    def __init__(self, iterable: Any = None, **options: Any) -> None:
+        self.iterable = iterable
+        self.total = options.get("total")
+        self.unit = options.get("unit")
+        self.n = 0
+        self.format_dict: dict[str, object] = {}
+
+    def __enter__(self) -> "_Quiet":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        pass
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.iterable or ())
+
+    def update(self, n: int = 1) -> None:
+        self.n += int(n or 0)
+
+    def refresh(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+    def set_description(self, desc: str = "", refresh: bool = True) -> None:
+        pass
+
+    set_description_str = set_postfix_str = set_description
+
+
+def _bars(progress: Progress, total: int) -> type[_Quiet]:
+    """A bar class that passes bytes on. Some versions keep two bars of bytes (received, written): the one that is ahead counts."""
+    lock = threading.Lock()
+    reported = 0
+
+    class Bytes(_Quiet):
+        def update(self, n: int = 1) -> None:
+            nonlocal reported
+            with lock:
+                super().update(n)
+                if self.unit == "B" and reported < min(self.n, total):
+                    reported = min(self.n, total)
+                    progress("download", reported, total)
+
+    return Bytes
+
+
+def _translated(api: Any, error: BaseException, model: str, revision: str | None, offline: bool) -> EdgekitError:
+    """huggingface_hub's error as ours, with the next step. It wraps the one that matters in others, so the whole chain is looked at."""
+    errors = api.errors
+    chain = [error]
+    while chain[-1].__cause__ is not None:
+        chain.append(chain[-1].__cause__)
+
+    def any_is(kind: type[BaseException]) -> bool:
+        return any(isinstance(e, kind) for e in chain)
+
+    at = f"{model} at revision {revision}" if revision else model
+    if any_is(errors.HFValidationError):
+        return UsageError(f"{model!r} is no hub id: {error}")
+    if any_is(errors.GatedRepoError):
+        return DownloadError(
+            f"{model} is gated: accept its licence at https://huggingface.co/{model}, then run `hf auth login` or set HF_TOKEN"
+        )
+    if any_is(errors.RevisionNotFoundError):
+        return ModelNotFound(f"{model} has no revision {revision!r} on the hub")
+    if any_is(errors.RepositoryNotFoundError):
+        return ModelNotFound(
+            f"the hub has no model {model!r}, or it is private. Check the spelling; for a private model run `hf auth login`"
+        )
+    if any(isinstance(e, OSError) and e.errno == errno.ENOSPC for e in chain):
+        return OutputError(f"the disk is full: {model} does not fit into {api.constants.HF_HUB_CACHE}; HF_HOME moves the cache elsewhere")
+    if offline:
+        return DownloadError(
+            f"{at} is not wholly in the cache, and the hub is switched off (--offline or HF_HUB_OFFLINE): build once with it"
+        )
+    reason = (str(chain[-1]).strip() or type(chain[-1]).__name__).splitlines()[0]
+    return DownloadError(
+        f"{at} could not be downloaded: {reason}. Run it again: a download goes on where it stopped; "
+        "--offline takes what is in the cache already"
+    )

@@ -1,0 +1,96 @@
+"""Manifests, targets and the catalogue as words and tables, for the command line and the generated documentation."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from edgekit.artifact import Manifest, TensorFormat
+from edgekit.console import size
+
+if TYPE_CHECKING:
+    from edgekit.catalog import CatalogEntry
+    from edgekit.target import Target
+
+Table = tuple[list[str], list[list[str]]]
+
+
+def stored_bytes(manifest: Manifest) -> int:
+    """Size of the artifact's files, the manifest apart."""
+    return sum(info.bytes for info in manifest.files.values())
+
+
+def headline(manifest: Manifest) -> str:
+    """One line about what was built."""
+    return (
+        f"{manifest.model.name} for {manifest.target}, {manifest.scheme.name}, "
+        f"{manifest.scheme.bits_per_weight:.2f} bits a weight, {size(stored_bytes(manifest))}"
+    )
+
+
+def summary(manifest: Manifest) -> dict[str, str | int | float]:
+    """What ``edge build --json`` says of one artifact."""
+    return {
+        "model": manifest.model.name,
+        "target": manifest.target,
+        "engine": manifest.engine.name,
+        "scheme": manifest.scheme.name,
+        "bits_per_weight": manifest.scheme.bits_per_weight,
+        "context": manifest.context.length,
+        "bytes": stored_bytes(manifest),
+    }
+
+
+def description(manifest: Manifest, *, checked: bool) -> list[tuple[str, str]]:
+    """Label and text of every line of ``edge inspect``."""
+    model, scheme, context, tokens, greedy = (
+        manifest.model,
+        manifest.scheme,
+        manifest.context,
+        manifest.tokens,
+        manifest.conformance.greedy,
+    )
+    origin = ", ".join([model.source, *([f"revision {model.revision}"] if model.revision else [])])
+    requires = ", ".join(f"{name} >= {version}" for name, version in manifest.engine.requires.items())
+    details = [f"{key} {value}" for key, value in manifest.engine.details.items()]
+    lines = [
+        ("model", f"{model.name} ({origin}), {model.architecture}, {model.parameters / 1e6:,.1f} M parameters"),
+        ("license", model.license or "not declared"),
+        ("target", manifest.target),
+        ("engine", "; ".join([f"{manifest.engine.name} ({requires})" if requires else manifest.engine.name, *details])),
+        ("scheme", f"{scheme.name}, {scheme.bits_per_weight:.2f} bits a weight"),
+        ("", f"linear {_format(scheme.linear)}, embedding {_format(scheme.embedding)}, lm_head {_format(scheme.lm_head)}"),
+        *(("", f"{name} {_format(form)}") for name, form in scheme.exceptions.items()),
+        ("context", f"{context.length} tokens"),
+        *([("", f"LongRoPE: long factors beyond {context.rope_switch} tokens")] if context.rope_switch else []),
+        *([("", f"sliding window of {context.sliding_window} tokens")] if context.sliding_window else []),
+        ("tokens", f"{tokens.vocab_size}; stop at {', '.join(map(str, tokens.stop))}"),
+        ("chat template", manifest.chat_template or "none: a base model, use --raw"),
+        ("conformance", f"{len(manifest.conformance.encode)} encode, {len(manifest.conformance.chat)} chat, {len(greedy.vectors)} greedy"),
+        *([("", f"no greedy vectors: {greedy.reason}")] if greedy.reason else []),
+        ("built by", manifest.producer),
+        ("files", f"{len(manifest.files)}, {size(stored_bytes(manifest))}, {'every digest is right' if checked else 'sizes are right'}"),
+        *(("", f"{name}, {size(info.bytes)}") for name, info in manifest.files.items()),
+    ]
+    return lines
+
+
+def target_table(targets: "Sequence[Target]") -> Table:
+    """Name, engine, scheme, context, verified, description."""
+    rows = [[t.name, t.engine, t.scheme, str(t.context), t.verified, t.description] for t in targets]
+    return ["target", "engine", "scheme", "context", "verified", "for"], rows
+
+
+def model_table(entries: "Sequence[CatalogEntry]") -> Table:
+    """Name, hub id, architecture, parameters, download, context, licence."""
+    rows = [
+        [e.name, e.hub or "in the package", e.architecture, _count(e.parameters), size(e.parameters * 2), str(e.context), e.license]
+        for e in entries
+    ]
+    return ["model", "hub id", "architecture", "parameters", "bf16 size", "context", "licence"], rows
+
+
+def _count(parameters: int) -> str:
+    return f"{parameters / 1e9:.2f} G" if parameters >= 1e9 else f"{parameters / 1e6:.1f} M"
+
+
+def _format(form: TensorFormat) -> str:
+    return f"{form.bits} bits g{form.group}" if form.group else f"float{form.bits}"

@@ -1,0 +1,70 @@
+"""Formats a tensor can be stored in, and the few named schemes that say which tensor gets which."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgekit.errors import TargetError
+
+GROUPS = (32, 64, 128)
+
+
+@dataclass(frozen=True)
+class Format:
+    """How one matrix is stored: affine codes of ``bits`` (4 or 8) with a scale and zero point for each group of ``group`` along K."""
+
+    bits: int
+    group: int
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Storage in bits, the float16 scale and the zero point of each group included."""
+        return self.bits + (16 + self.bits) / self.group
+
+
+@dataclass(frozen=True)
+class QuantScheme:
+    """Which format each kind of matrix gets. Norms and biases always stay in float32 or float16."""
+
+    name: str
+    linear: Format
+    embedding: Format
+    lm_head: Format
+
+    def format_of(self, weight: str) -> Format:
+        """The format of a canonical weight name such as ``layers.0.q_proj``."""
+        return {"embed_tokens": self.embedding, "lm_head": self.lm_head}.get(weight, self.linear)
+
+
+@dataclass(frozen=True)
+class QuantizedTensor:
+    """A matrix W[N, K] as ``(q - z) * s``, in groups of ``format.group`` along K.
+
+    codes:  uint8, packed. 4 bits: [N, G, group / 2], two codes a byte, low nibble first. 8 bits: [N, G, group].
+    scales: float16 [N, G], positive; for 4 bits the significand has at most 7 significant bits.
+    zeros:  uint8 [N, G], one zero point a byte (0..15 or 0..255).
+    G = ceil(K / group); where group does not divide K the last group is filled up with codes equal to its zero point.
+    """
+
+    shape: tuple[int, int]
+    format: Format
+    codes: NDArray[np.uint8]
+    scales: NDArray[np.float16]
+    zeros: NDArray[np.uint8]
+
+
+def _int4(group: int) -> QuantScheme:
+    fine = Format(8, group)
+    return QuantScheme(f"int4-g{group}", linear=Format(4, group), embedding=fine, lm_head=fine)
+
+
+SCHEMES: dict[str, QuantScheme] = {s.name: s for s in [_int4(32), _int4(64), _int4(128)]}
+
+
+def scheme(name: str) -> QuantScheme:
+    """The scheme called ``name``. Raises TargetError naming the known ones."""
+    try:
+        return SCHEMES[name]
+    except KeyError:
+        raise TargetError(f"unknown scheme {name!r}; known: {', '.join(SCHEMES)}") from None

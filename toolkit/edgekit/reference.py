@@ -1,0 +1,123 @@
+"""The decoder in numpy, float32, one layer in memory at a time: the oracle for exporters, and what calibration and verification run.
+
+Written to be read against the papers, not to be fast; the matrix products use all cores through numpy's BLAS.
+RMSNorm: Zhang & Sennrich 2019. RoPE: Su et al. 2021. Grouped-query attention: Ainslie et al. 2023. SwiGLU: Shazeer 2020.
+"""
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgekit.errors import ContextOverflow, UsageError
+from edgekit.models.decoder import DecoderConfig
+
+Array = NDArray[np.float32]
+ROWS = 2048  # positions that go through an MLP or a norm at a time
+SCORES = 1 << 25  # attention scores held at a time (128 MB)
+
+
+def reference_logits(decoder: DecoderConfig, tensor: Callable[[str], Array], tokens: Sequence[int], *, last: int | None = None) -> Array:
+    """Logits of one sequence, float32 [T, V], or [last, V] of its last positions. See ``reference_logits_many``."""
+    return reference_logits_many(decoder, tensor, [tokens], last=last)[0]
+
+
+def reference_logits_many(
+    decoder: DecoderConfig, tensor: Callable[[str], Array], sequences: Sequence[Sequence[int]], *, last: int | None = None
+) -> list[Array]:
+    """Logits of several sequences in one pass over the layers: each weight is asked for once (a tied embedding twice).
+
+    tensor: canonical name -> float32 weight, such as ``Model.tensor``, or one that gives dequantized weights.
+    last:   only the last ``last`` positions of each sequence (all of a shorter one).
+    LongRoPE takes the long frequencies for a whole sequence longer than the switch, as a full forward without cache does.
+    Returns float32 [T, V] for each. Raises UsageError (no tokens, an id outside the vocabulary) or ContextOverflow.
+    """
+    for tokens in sequences:
+        _check_tokens(decoder, tokens)
+    if not sequences:
+        return []
+    starts = np.cumsum([0, *(len(tokens) for tokens in sequences)])
+    spans = [slice(int(a), int(b)) for a, b in pairwise(starts)]
+    hidden = tensor("embed_tokens")[np.concatenate([np.asarray(tokens, dtype=np.int64) for tokens in sequences])]
+    for i in range(decoder.layers):
+        _attention(decoder, tensor, i, hidden, spans)
+        _mlp(decoder, tensor, i, hidden)
+    kept = [hidden[span][-last:] if last is not None else hidden[span] for span in spans]
+    normed = _rms_norm(np.concatenate(kept), tensor("norm"), decoder.norm_eps)
+    logits = normed @ tensor("embed_tokens" if decoder.tied else "lm_head").T
+    return np.split(logits, np.cumsum([len(k) for k in kept])[:-1])
+
+
+def _check_tokens(decoder: DecoderConfig, tokens: Sequence[int]) -> None:
+    if not len(tokens):
+        raise UsageError("the reference needs at least one token")
+    if len(tokens) > decoder.context:
+        raise ContextOverflow(f"{len(tokens)} tokens; the model's context holds {decoder.context}")
+    if min(tokens) < 0 or max(tokens) >= decoder.vocab_size:
+        raise UsageError(f"token ids must lie in 0..{decoder.vocab_size - 1}; got {min(tokens)}..{max(tokens)}")
+
+
+def _rms_norm(x: Array, weight: Array, eps: float) -> Array:
+    mean = np.mean(np.square(x), axis=-1, keepdims=True, dtype=np.float32)
+    normed: Array = weight * np.divide(x, np.sqrt(mean + np.float32(eps)))
+    return normed
+
+
+def _attention(decoder: DecoderConfig, tensor: Callable[[str], Array], i: int, hidden: Array, spans: Sequence[slice]) -> None:
+    """Adds the attention of layer ``i`` to ``hidden`` [sum of T, D] in place; sequences see only themselves."""
+    normed = _rms_norm(hidden, tensor(f"layers.{i}.input_norm"), decoder.norm_eps)
+    projected = []
+    for part in ("q_proj", "k_proj", "v_proj"):
+        out = normed @ tensor(f"layers.{i}.{part}").T
+        if decoder.qkv_bias:
+            out += tensor(f"layers.{i}.{part}.bias")
+        projected.append(out)
+    q, k, v = (p.reshape(len(p), -1, decoder.head_dim).transpose(1, 0, 2) for p in projected)  # [heads, sum of T, head_dim]
+    mixed = np.empty_like(q)
+    for span in spans:
+        length = span.stop - span.start
+        cos, sin = decoder.rope.cos_sin(length, long=decoder.rope.is_long(length))
+        turned = _rotate(q[:, span], cos, sin), _rotate(k[:, span], cos, sin)
+        mixed[:, span] = _attend(*turned, v[:, span], decoder.windows[i])
+    hidden += mixed.transpose(1, 0, 2).reshape(len(hidden), -1) @ tensor(f"layers.{i}.o_proj").T
+
+
+def _rotate(x: Array, cos: Array, sin: Array) -> Array:
+    """Rotates pair (j, j + dims/2) of each head [heads, T, head_dim] by its angle; dims beyond the rotary ones stay."""
+    half = cos.shape[-1]
+    a, b, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
+    return np.concatenate([a * cos - b * sin, b * cos + a * sin, rest], axis=-1)
+
+
+def _attend(q: Array, k: Array, v: Array, window: int | None) -> Array:
+    """Causal softmax attention. q [heads, T, head_dim]; k, v [kv_heads, T, head_dim]; query head h reads kv head h // group."""
+    heads, length, dim = q.shape
+    group = heads // len(k)
+    scaled = q.reshape(len(k), group, length, dim) * np.float32(dim**-0.5)
+    out = np.empty_like(scaled)
+    step = max(1, min(256, SCORES // (heads * length)))
+    for start in range(0, length, step):
+        stop = min(start + step, length)
+        first = 0 if window is None else max(0, start - window + 1)
+        scores = scaled[:, :, start:stop] @ k[:, None, first:stop].swapaxes(-1, -2)
+        behind = np.arange(start, stop)[:, None] - np.arange(first, stop)[None, :]
+        scores[..., (behind < 0) | (behind >= (window or length))] = -np.inf
+        scores -= scores.max(axis=-1, keepdims=True)
+        np.exp(scores, out=scores)
+        scores /= scores.sum(axis=-1, keepdims=True)
+        out[:, :, start:stop] = scores @ v[:, None, first:stop]
+    return out.reshape(heads, length, dim)
+
+
+def _mlp(decoder: DecoderConfig, tensor: Callable[[str], Array], i: int, hidden: Array) -> None:
+    """Adds the SwiGLU MLP of layer ``i`` to ``hidden`` in place, some rows at a time."""
+    norm = tensor(f"layers.{i}.post_attention_norm")
+    gate, up, down = (tensor(f"layers.{i}.{part}") for part in ("gate_proj", "up_proj", "down_proj"))
+    for start in range(0, len(hidden), ROWS):
+        rows = hidden[start : start + ROWS]
+        normed = _rms_norm(rows, norm, decoder.norm_eps)
+        gated = normed @ gate.T
+        with np.errstate(over="ignore"):  # exp may overflow to infinity, which makes silu 0, as it should
+            gated /= np.float32(1) + np.exp(-gated)
+        rows += (gated * (normed @ up.T)) @ down.T

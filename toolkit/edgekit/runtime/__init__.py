@@ -1,0 +1,178 @@
+"""Runs an artifact on the device: one loop, one sampler, one tokenizer for every engine.
+
+    session.py    what an engine offers: tokens in, logits out, rewind
+    prefix.py     reuses what a session still holds; the LongRoPE switch
+    sampling.py   greedy, or drawn as transformers does
+    generate.py   the loop: steps of text, stops, limits
+    tokenizer.py  ids and text, streaming
+    chat.py       chat templates, in a sandbox
+
+Nothing here imports anything of the build side.
+"""
+
+import importlib
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import cast
+
+from edgekit.artifact import Manifest, load_artifact
+from edgekit.engines import ENGINES
+from edgekit.errors import ArtifactError, TemplateError, UsageError
+from edgekit.runtime.chat import ChatTemplate, Messages, check_template, open_template
+from edgekit.runtime.generate import Completion, Finish, Step, collect, generate
+from edgekit.runtime.prefix import PrefixCache
+from edgekit.runtime.sampling import GREEDY, Processor, Sampling
+from edgekit.runtime.session import Session
+from edgekit.runtime.tokenizer import Tokenizer, check_tokenizer, open_tokenizer
+
+__all__ = ["Completion", "Finish", "Processor", "Runtime", "Sampling", "Session", "Step", "Tokenizer", "load"]
+
+
+def load(directory: str | Path, *, threads: int | None = None) -> "Runtime":
+    """Opens an artifact: manifest, file sizes, tokenizer and template against their conformance vectors, then the engine.
+
+    threads: that the engine computes with; None leaves the choice to it.
+    Raises ArtifactError, TemplateError, EngineMissing (saying which extra to install), EngineError.
+    """
+    artifact = load_artifact(directory)
+    manifest = artifact.manifest
+    tokenizer = open_tokenizer(artifact.directory, bos=manifest.tokens.bos if manifest.tokens.add_bos else None)
+    check_tokenizer(tokenizer, manifest.conformance.encode)
+    template = open_template(artifact.directory, manifest.chat_template) if manifest.chat_template is not None else None
+    if template is not None:
+        check_template(template, manifest.conformance.chat)
+    return Runtime(manifest, tokenizer, template, _open_session(artifact.directory, manifest, threads))
+
+
+class Runtime:
+    """A loaded artifact. Use it in a ``with`` block, or ``close`` it. For one thread at a time.
+
+    The tokens of the last sequence stay in the session's cache: a prompt that begins with them costs only what is new.
+    """
+
+    def __init__(self, manifest: Manifest, tokenizer: Tokenizer, template: ChatTemplate | None, session: Session) -> None:
+        self.manifest = manifest
+        self.tokenizer = tokenizer
+        self.session = session
+        self._template = template
+        self._cache = PrefixCache(session, switch=manifest.context.rope_switch)
+
+    @property
+    def context(self) -> int:
+        """Most tokens of prompt and answer together."""
+        return min(self.session.context, self.manifest.context.length)
+
+    def generate(
+        self,
+        prompt: str | Sequence[int],
+        *,
+        sampling: Sampling = GREEDY,
+        max_tokens: int | None = None,
+        stop: str | Sequence[str] = (),
+        processors: Sequence[Processor] = (),
+    ) -> Iterator[Step]:
+        """Continues raw text (no chat template) or token ids, one Step a token; see ``generate.generate`` for the arguments.
+
+        The text continues the prompt's: a space before its first word is kept. Special tokens written in a text are recognized.
+        Raises ContextOverflow, UsageError, EngineError.
+        """
+        ids = self._ids(prompt)
+        return self._generate(ids, ids, sampling, max_tokens, stop, processors)
+
+    def chat(
+        self,
+        messages: Messages,
+        *,
+        sampling: Sampling = GREEDY,
+        max_tokens: int | None = None,
+        stop: str | Sequence[str] = (),
+        processors: Sequence[Processor] = (),
+        tools: Sequence[Mapping[str, object]] | None = None,
+    ) -> Iterator[Step]:
+        """Answers ``[{"role": "user", "content": "..."}]`` through the model's chat template; otherwise as ``generate``.
+
+        Raises TemplateError too: the artifact has no template, or it refuses the messages.
+        """
+        ids = self.tokenizer.encode(self.render(messages, tools=tools))
+        return self._generate(ids, (), sampling, max_tokens, stop, processors)
+
+    def complete(
+        self,
+        prompt: str | Sequence[int] | Messages,
+        *,
+        sampling: Sampling = GREEDY,
+        max_tokens: int | None = None,
+        stop: str | Sequence[str] = (),
+        processors: Sequence[Processor] = (),
+    ) -> Completion:
+        """The whole answer to chat messages, or the continuation of text or token ids, with its timings."""
+        began = time.perf_counter()
+        if chat := _is_chat(prompt):
+            ids: Sequence[int] = self.tokenizer.encode(self.render(cast(Messages, prompt)))
+        else:
+            ids = self._ids(cast(str | Sequence[int], prompt))
+        steps = self._generate(ids, () if chat else ids, sampling, max_tokens, stop, processors)
+        return collect(steps, len(ids), began)
+
+    def render(self, messages: Messages, *, tools: Sequence[Mapping[str, object]] | None = None) -> str:
+        """The prompt that the chat template makes of ``messages``. Raises TemplateError."""
+        if self._template is None:
+            raise TemplateError(f"{self.manifest.model.name} has no chat template; give text instead of messages (edge run --raw)")
+        return self._template.render(messages, tools=tools)
+
+    def close(self) -> None:
+        """Frees the model. Calling it twice is allowed."""
+        self.session.close()
+
+    def __enter__(self) -> "Runtime":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def _ids(self, prompt: str | Sequence[int]) -> Sequence[int]:
+        if isinstance(prompt, str):
+            return self.tokenizer.encode(prompt, add_bos=True)
+        size = self.manifest.tokens.vocab_size
+        wrong = next((token for token in prompt if not 0 <= token < size), None)
+        if wrong is not None:
+            raise UsageError(f"token id {wrong} is outside the vocabulary of {size}")
+        return prompt
+
+    def _generate(
+        self,
+        ids: Sequence[int],
+        shown: Sequence[int],
+        sampling: Sampling,
+        max_tokens: int | None,
+        stop: str | Sequence[str],
+        processors: Sequence[Processor],
+    ) -> Iterator[Step]:
+        return generate(
+            self._cache,
+            ids,
+            self.tokenizer.stream(shown),
+            context=self.context,
+            stop_tokens=self.manifest.tokens.stop,
+            sampling=sampling,
+            max_tokens=max_tokens,
+            stop=stop,
+            processors=processors,
+        )
+
+
+def _is_chat(prompt: str | Sequence[int] | Messages) -> bool:
+    return not isinstance(prompt, str) and len(prompt) > 0 and isinstance(prompt[0], Mapping)
+
+
+def _open_session(directory: Path, manifest: Manifest, threads: int | None) -> Session:
+    engine = ENGINES.get(manifest.engine.name)
+    if engine is None:
+        raise ArtifactError(
+            f"{directory} was built for engine {manifest.engine.name!r}, which this edgekit does not know "
+            f"(known: {', '.join(ENGINES)}); upgrade: pip install --upgrade edgekit"
+        )
+    session: Session = importlib.import_module(engine.session).open_session(directory, manifest, threads=threads)
+    return session

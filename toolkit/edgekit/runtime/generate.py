@@ -1,0 +1,195 @@
+"""The one generation loop, for every engine: tokens in, steps of text out."""
+
+import time
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from edgekit.errors import ContextOverflow, UsageError
+from edgekit.runtime.prefix import PrefixCache
+from edgekit.runtime.sampling import GREEDY, Processor, Sampler, Sampling
+from edgekit.runtime.tokenizer import TextStream
+
+Finish = Literal["stop", "length", "context"]
+"""stop: a stop token or stop string. length: ``max_tokens`` reached. context: the artifact's context is full."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One generated token.
+
+    text:     what may be shown now. Often empty: a cut character, or what may become a stop string, waits. The texts of all steps add
+              up to the answer, without the stop string and without special tokens.
+    finish:   why the answer ends here, None while it goes on. The last step's token may be a stop token.
+    logprob:  natural logarithm of the token's probability under the model itself (before penalty, processors, temperature, filters).
+    seconds:  the engine took to compute the logits this token was chosen from. For the first step this is the prefill.
+    computed: tokens it computed for that: what was new of the prompt, then 1; all tokens where a LongRoPE switch is crossed.
+    """
+
+    token: int
+    text: str
+    finish: Finish | None
+    logprob: float
+    seconds: float
+    computed: int
+
+
+@dataclass(frozen=True)
+class Completion:
+    """A whole answer. tokens: every generated id, a final stop token included.
+
+    prefill_seconds, prefilled: time and tokens of the first step (less than ``prompt_tokens`` where a prefix was still held).
+    decode_seconds:             time of the engine for all further tokens.
+    ttft:                       seconds from the call to the first token, everything included.
+    """
+
+    text: str
+    tokens: tuple[int, ...]
+    finish: Finish
+    prompt_tokens: int
+    prefilled: int
+    prefill_seconds: float
+    decode_seconds: float
+    ttft: float
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Decoding speed: tokens after the first over ``decode_seconds``; 0 where there is only one."""
+        return (len(self.tokens) - 1) / self.decode_seconds if len(self.tokens) > 1 and self.decode_seconds > 0 else 0.0
+
+
+def generate(
+    cache: PrefixCache,
+    prompt: Sequence[int],
+    stream: TextStream,
+    *,
+    context: int,
+    stop_tokens: Collection[int],
+    sampling: Sampling = GREEDY,
+    max_tokens: int | None = None,
+    stop: str | Sequence[str] = (),
+    processors: Sequence[Processor] = (),
+) -> Iterator[Step]:
+    """Continues ``prompt`` (token ids, at least one), one Step a token, until a step has a ``finish``.
+
+    stream:     turns the tokens into text.
+    context:    most tokens of prompt and answer together.
+    max_tokens: of the answer; None is as many as fit.
+    stop:       the answer ends before the stop string that is completed first; no part of it is ever shown.
+    processors: see sampling.Processor; they run on every step, also when decoding greedily.
+    The arguments are checked at once; the engine runs as steps are taken. Closing the generator, an exception or Ctrl-C in the middle leave
+    ``cache`` usable, and generators that share one may be used by turns.
+    Raises ContextOverflow when the prompt leaves no room for an answer, UsageError, EngineError.
+    """
+    strings = (stop,) if isinstance(stop, str) else tuple(stop)
+    if any(not s for s in strings):
+        raise UsageError("a stop string cannot be empty")
+    if max_tokens is not None and max_tokens < 1:
+        raise UsageError(f"max_tokens has to be at least 1; found {max_tokens}")
+    if not prompt:
+        raise UsageError("the prompt is empty: there is no token to start from")
+    if len(prompt) >= context:
+        raise ContextOverflow(
+            f"the prompt has {len(prompt):,} tokens and the context of this artifact holds {context:,}, prompt and answer together; "
+            "shorten the prompt, or build with more context: edge build MODEL --context N"
+        )
+    room = context - len(prompt)
+    limit = room if max_tokens is None else min(room, max_tokens)
+    last: Finish = "length" if limit == max_tokens else "context"
+    return _steps(cache, list(prompt), Sampler(sampling, processors), _Text(stream, strings), frozenset(stop_tokens), limit, last)
+
+
+def _steps(
+    cache: PrefixCache, tokens: list[int], sampler: Sampler, text: "_Text", stop_tokens: frozenset[int], limit: int, last: Finish
+) -> Iterator[Step]:
+    for count in range(1, limit + 1):
+        began = time.perf_counter()
+        logits, computed = cache.extend_to(tokens)
+        seconds = time.perf_counter() - began
+        token, logprob = sampler.choose(tokens, logits)
+        tokens.append(token)
+        finish: Finish | None = "stop" if token in stop_tokens else last if count == limit else None
+        piece = text.push(token) if token not in stop_tokens else ""
+        if finish is not None:
+            piece += text.finish()
+        if text.stopped:
+            finish = "stop"
+        yield Step(token, piece, finish, logprob, seconds, computed)
+        if finish is not None:
+            return
+
+
+def collect(steps: Iterable[Step], prompt_tokens: int, began: float) -> Completion:
+    """All steps of one answer. ``began``: ``time.perf_counter()`` when it was asked for."""
+    taken: list[Step] = []
+    ttft = 0.0
+    for step in steps:
+        ttft = ttft or time.perf_counter() - began
+        taken.append(step)
+    finish = taken[-1].finish if taken else None
+    if finish is None:
+        raise ValueError("the steps ended without a finish")
+    return Completion(
+        text="".join(step.text for step in taken),
+        tokens=tuple(step.token for step in taken),
+        finish=finish,
+        prompt_tokens=prompt_tokens,
+        prefilled=taken[0].computed,
+        prefill_seconds=taken[0].seconds,
+        decode_seconds=sum(step.seconds for step in taken[1:]),
+        ttft=ttft,
+    )
+
+
+class StopBuffer:
+    """Lets text through up to the stop string that is completed first (of two that end together, the longer).
+
+    Text that may be the beginning of a stop string waits, so the result does not depend on how the text was cut into pieces.
+    """
+
+    def __init__(self, stop: Sequence[str]) -> None:
+        self._stop = tuple(stop)
+        self._waiting = ""
+        self.stopped = False
+
+    def push(self, text: str) -> str:
+        """What may be shown after ``text``."""
+        if self.stopped:
+            return ""
+        text = self._waiting + text
+        ends = [(at + len(s), at) for s in self._stop if (at := text.find(s)) >= 0]
+        if ends:
+            self.stopped, self._waiting = True, ""
+            return text[: min(ends)[1]]
+        keep = self._keep(text)
+        self._waiting = text[len(text) - keep :]
+        return text[: len(text) - keep]
+
+    def finish(self) -> str:
+        """What was waiting and did not become a stop string."""
+        text, self._waiting = self._waiting, ""
+        return text
+
+    def _keep(self, text: str) -> int:
+        """Length of the longest end of ``text`` that a stop string begins with."""
+        longest = max((len(s) for s in self._stop), default=1) - 1
+        return next((n for n in range(min(longest, len(text)), 0, -1) if any(s.startswith(text[-n:]) for s in self._stop)), 0)
+
+
+class _Text:
+    """Tokens to text that may be shown: the streaming decoder, then the stop strings."""
+
+    def __init__(self, stream: TextStream, stop: Sequence[str]) -> None:
+        self._stream = stream
+        self._buffer = StopBuffer(stop)
+
+    @property
+    def stopped(self) -> bool:
+        return self._buffer.stopped
+
+    def push(self, token: int) -> str:
+        return self._buffer.push(self._stream.push(token))
+
+    def finish(self) -> str:
+        """The rest. Nothing after a stop string: the buffer lets no more through."""
+        return self._buffer.push(self._stream.finish()) + self._buffer.finish()

@@ -1,0 +1,60 @@
+"""The tokens that a session's cache holds, and how the cache gets from one sequence to the next with the least work."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgekit.runtime.session import Session
+
+
+class PrefixCache:
+    """Computes logits after whole sequences, reusing the longest prefix that the session still holds.
+
+    switch: the LongRoPE original length (``manifest.context.rope_switch``), None for a model without. Up to ``switch`` tokens a sequence
+    uses the short factors, beyond it the long ones, for ALL its positions (Ding et al. 2024; transformers without a cache does the same).
+    Cached keys were rotated with the factors of their own call. So when a sequence lies on the other side of the switch than
+    the cached one, nothing is reused: it is computed again from its first token.
+    """
+
+    def __init__(self, session: Session, *, switch: int | None = None) -> None:
+        self._session = session
+        self._switch = switch
+        self._held: list[int] = []
+        self._long = False
+
+    @property
+    def held(self) -> tuple[int, ...]:
+        """The tokens whose keys and values are in the session's cache."""
+        return tuple(self._held)
+
+    def extend_to(self, tokens: Sequence[int]) -> tuple[NDArray[np.float32], int]:
+        """The logits after ``tokens`` (at least one), float32 [vocab], and how many of the tokens had to be computed for it.
+
+        Raises ContextOverflow when the session cannot hold them. Whatever is raised, KeyboardInterrupt included, the next call works.
+        """
+        wanted = list(tokens)
+        if not wanted:
+            raise ValueError("extend_to needs at least one token")
+        long = self._switch is not None and len(wanted) > self._switch
+        # The last token is always computed: its logits are not kept.
+        reused = min(_common(self._held, wanted), len(wanted) - 1) if long == self._long else 0
+        del self._held[reused:]
+        # Not by what this class believes: an interrupted call may have left more in the cache than it knows of.
+        if self._session.position != reused:
+            self._session.rewind(reused)
+        logits = self._session.forward(wanted[reused:])
+        self._held, self._long = wanted, long
+        return logits, len(wanted) - reused
+
+    def clear(self) -> None:
+        """Forgets everything."""
+        self._held = []
+        self._session.rewind(0)
+
+
+def _common(a: list[int], b: list[int]) -> int:
+    """Length of the longest common prefix."""
+    if a == b[: len(a)]:  # the usual case: the sequence grew
+        return len(a)
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))

@@ -1,0 +1,158 @@
+"""Which token comes next: greedy, or drawn with the filters and in the order of Hugging Face transformers.
+
+Order: repetition penalty, the caller's logit processors, temperature, top-k, top-p, min-p, draw. Definitions are those of
+transformers' ``RepetitionPenaltyLogitsProcessor`` (Keskar et al. 2019), ``TopKLogitsWarper`` (Fan et al. 2018), ``TopPLogitsWarper``
+(Holtzman et al. 2019) and ``MinPLogitsWarper`` (Nguyen et al. 2024).
+
+Reproducible: with a seed, token n of an answer is fixed by the n-th double of numpy's PCG64 stream (equal on every platform and
+numpy since 1.17) and by the logits. Probabilities are float64; equal logits could give different tokens on two platforms only where
+their ``exp`` differs in the last bit and the drawn number lies within that of a boundary (about 1e-13 of all draws). Logits themselves
+differ between engines and processors by their kernels' rounding, so across those a long sampled text may part at a near tie.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgekit.errors import EngineError, UsageError
+
+Processor = Callable[[Sequence[int], NDArray[np.float32]], NDArray[np.float32]]
+"""``(all tokens so far, logits float32 [vocab]) -> logits float32 [vocab]``: -inf forbids a token. It may change ``logits`` in place."""
+
+
+def _check(name: str, value: object, good: bool, wanted: str) -> None:
+    if not good:
+        raise UsageError(f"{name} has to be {wanted}; found {value!r}")
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are chosen. The default is greedy: always the most likely one, the lowest id in a tie.
+
+    temperature:        divides the logits; 0 is greedy, and then only ``repetition_penalty`` and the processors matter.
+    top_k:              keep the k most likely tokens, and what ties with the last; 0 keeps all.
+    top_p:              keep the smallest set of most likely tokens whose probability reaches p; 1 keeps all.
+    min_p:              keep tokens at least this fraction as likely as the most likely one; 0 keeps all.
+    repetition_penalty: logits of all tokens in prompt and answer so far are divided (negative ones multiplied) by it; 1 is none.
+    seed:               makes draws repeatable; None draws anew each time.
+    Raises UsageError on a value outside its range.
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        _check("temperature", self.temperature, 0 <= self.temperature < math.inf, "at least 0")
+        _check("top_k", self.top_k, isinstance(self.top_k, int) and self.top_k >= 0, "a whole number, 0 for all")
+        _check("top_p", self.top_p, 0 < self.top_p <= 1, "above 0 and at most 1")
+        _check("min_p", self.min_p, 0 <= self.min_p <= 1, "between 0 and 1")
+        _check("repetition_penalty", self.repetition_penalty, 0 < self.repetition_penalty < math.inf, "above 0, and 1 for none")
+        _check("seed", self.seed, self.seed is None or (isinstance(self.seed, int) and self.seed >= 0), "a whole number from 0")
+
+
+GREEDY = Sampling()
+
+
+class Sampler:
+    """Chooses the tokens of one answer. Holds the random stream and which tokens were seen."""
+
+    def __init__(self, sampling: Sampling, processors: Sequence[Processor] = ()) -> None:
+        self._sampling = sampling
+        self._processors = processors
+        self._random = np.random.Generator(np.random.PCG64(sampling.seed))
+        self._seen: NDArray[np.bool_] | None = None
+        self._counted = 0
+
+    def choose(self, tokens: Sequence[int], logits: NDArray[np.float32]) -> tuple[int, float]:
+        """The next token after ``tokens`` and its log-probability (natural) under the model itself: before penalty, processors
+        and filters. ``logits`` float32 [vocab] is left as it is.
+
+        Raises EngineError when a logit is NaN or infinite, UsageError when the processors leave no token.
+        """
+        top = float(logits.max())
+        total = float(np.exp(logits - np.float32(top)).sum(dtype=np.float64)) if math.isfinite(top) else math.nan
+        if math.isnan(total):
+            raise EngineError(f"the engine gave logits that are not numbers after {len(tokens)} tokens; verify or rebuild the artifact")
+        scores = self._processed(tokens, logits)
+        token = int(scores.argmax())
+        if not math.isfinite(float(scores[token])):
+            raise UsageError(f"the logit processors left no token to choose after {len(tokens)} tokens (all are -inf or NaN)")
+        if self._sampling.temperature > 0:
+            token = draw(scores, self._sampling, self._random)
+        return token, float(logits[token]) - top - math.log(total)
+
+    def _processed(self, tokens: Sequence[int], logits: NDArray[np.float32]) -> NDArray[np.float32]:
+        penalty = self._sampling.repetition_penalty
+        scores = logits
+        if penalty != 1:
+            scores = penalized(logits, self._count(tokens, logits.size), penalty)
+        for process in self._processors:
+            scores = process(tokens, scores.copy() if scores is logits else scores)
+            if scores.shape != logits.shape:
+                raise UsageError(f"a logit processor returned shape {scores.shape}, the vocabulary has {logits.shape}")
+        return scores
+
+    def _count(self, tokens: Sequence[int], vocabulary: int) -> NDArray[np.bool_]:
+        """Which ids are in ``tokens``, bool [vocab]. These only ever grow during an answer, so each is looked at once."""
+        seen = np.zeros(vocabulary, np.bool_) if self._seen is None else self._seen
+        seen[np.asarray(tokens[self._counted :], np.intp)] = True
+        self._seen, self._counted = seen, len(tokens)
+        return seen
+
+
+def penalized(logits: NDArray[np.float32], seen: NDArray[np.bool_], penalty: float) -> NDArray[np.float32]:
+    """A copy of ``logits`` with those of the ``seen`` ids divided by ``penalty`` where positive, multiplied where negative."""
+    scores = logits.copy()
+    found = scores[seen]
+    scores[seen] = np.where(found < 0, found * np.float32(penalty), found / np.float32(penalty))
+    return scores
+
+
+def candidates(scores: NDArray[np.float32], sampling: Sampling) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
+    """The ids that the filters keep (ascending) and their probabilities (they add up to 1). ``temperature`` must be above 0."""
+    scaled = scores / np.float32(sampling.temperature)
+    ids = np.flatnonzero(scaled > -np.inf)
+    if 0 < sampling.top_k < ids.size:
+        least = np.partition(scaled[ids], ids.size - sampling.top_k)[ids.size - sampling.top_k]
+        ids = ids[scaled[ids] >= least]
+    p = _softmax(scaled[ids])
+    if sampling.top_p < 1:
+        kept = _nucleus(p, sampling.top_p)
+        ids, p = ids[kept], p[kept]
+    if sampling.min_p > 0:
+        kept = np.flatnonzero(p >= sampling.min_p * p.max())
+        ids, p = ids[kept], p[kept]
+    return ids, p / p.sum()
+
+
+def draw(scores: NDArray[np.float32], sampling: Sampling, random: np.random.Generator) -> int:
+    """One token from the filtered distribution, by inverting its cumulative sum at one uniform double."""
+    ids, p = candidates(scores, sampling)
+    cumulative = p.cumsum()
+    at = int(cumulative.searchsorted(random.random() * cumulative[-1], side="right"))
+    return int(ids[min(at, ids.size - 1)])
+
+
+def _nucleus(p: NDArray[np.float64], top_p: float) -> NDArray[np.intp]:
+    """Positions kept by top-p, ascending: those before which less than ``top_p`` has been gathered, most likely first.
+
+    Tokens of at most ``(1 - top_p) / n`` are never among them (together they stay below what is cut), so few have to be sorted.
+    """
+    likely = np.flatnonzero(p > (1 - top_p) / p.size)
+    if not likely.size:
+        likely = np.arange(p.size)
+    order = likely[np.argsort(-p[likely], kind="stable")]
+    before = np.concatenate(([0.0], p[order].cumsum()[:-1]))
+    return np.sort(order[before < top_p])
+
+
+def _softmax(x: NDArray[np.float32]) -> NDArray[np.float64]:
+    e = np.exp(x.astype(np.float64) - float(x.max()))
+    return np.asarray(e / e.sum(), dtype=np.float64)

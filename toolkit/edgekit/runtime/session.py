@@ -1,0 +1,36 @@
+"""The seam between the one generation loop and every engine."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class Session(Protocol):
+    """A loaded model with its KV cache, for one sequence. Adapters are thin: what users see lives in ``generate``.
+
+    A session does not watch the LongRoPE switch: its graph picks the factors by the length after each call, and
+    ``runtime.prefix`` decides when the sequence has to be computed anew.
+    """
+
+    @property
+    def position(self) -> int:
+        """Tokens in the cache."""
+
+    @property
+    def context(self) -> int:
+        """Most tokens the cache can hold."""
+
+    def forward(self, tokens: Sequence[int]) -> NDArray[np.float32]:
+        """Appends ``tokens`` (at least one) and returns the logits after the last, float32 [vocab].
+
+        The array is the caller's. Raises ContextOverflow, leaving the cache as it was, when they do not fit; ValueError without a token;
+        EngineError when the engine fails or the session is closed.
+        """
+
+    def rewind(self, length: int) -> None:
+        """Forgets all but the first ``length`` tokens (0 <= length <= position; else ValueError)."""
+
+    def close(self) -> None:
+        """Frees the model. Calling it twice is allowed."""
