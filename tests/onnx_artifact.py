@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
+import pytest
 from numpy.typing import NDArray
 
 from checkpoints import Variant, make_checkpoint
@@ -13,6 +15,7 @@ from edgekit.artifact import Conformance, ContextInfo, EngineInfo, Greedy, Manif
 from edgekit.checkpoint import Source, open_checkpoint
 from edgekit.engines.exported import Exported
 from edgekit.engines.onnx.export import export
+from edgekit.engines.onnx.session import release
 from edgekit.models import Model, open_model
 from edgekit.progress import Progress, silent
 from edgekit.quant.scheme import QuantScheme, scheme
@@ -93,6 +96,13 @@ def manifest(model: Model, exported: Exported, context: int) -> Manifest:
         conformance=Conformance((), (), Greedy(None, (), "test")),
         files={},
     )
+
+
+def skip_unless_runnable(built: Built) -> None:
+    """Python 3.10 has no ONNX Runtime that computes a sliding window as Hugging Face does."""
+    needed = built.exported.engine_requires["onnxruntime"]
+    if release(onnxruntime.__version__) < release(needed):
+        pytest.skip(f"needs onnxruntime {needed}, installed is {onnxruntime.__version__}")
 
 
 def random_tokens(count: int, seed: int = 1) -> list[int]:

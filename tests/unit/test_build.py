@@ -175,14 +175,28 @@ def test_missing_or_broken_tokenizer(checkpoint: Path, tmp_path: Path, content: 
         build(copy, target="cpu", output=tmp_path / "a")
 
 
-def test_weights_larger_than_the_device_are_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("changes", "megabytes", "advice"),
+    [
+        ({"hidden_size": 512, "intermediate_size": 1024}, 1, "take a smaller model or another target"),
+        ({"max_position_embeddings": 100_000}, 30, r"build with --context \d+"),
+    ],
+)
+def test_weights_and_cache_larger_than_the_device_are_refused(
+    tmp_path: Path, changes: dict[str, object], megabytes: int, advice: str
+) -> None:
     target = tmp_path / "watch.toml"
-    target.write_text(
-        'description = "d"\nengine = "null"\nscheme = "int4-g32"\ncontext = 64\nverified = "executed"\nmemory_mb = 1\n', encoding="utf-8"
-    )
-    big = make_checkpoint(tmp_path / "big", Variant("llama", {"hidden_size": 512, "intermediate_size": 1024}))
-    with pytest.raises(TargetError, match=r"the weights of big take about 3 MB as int4-g32, target 'watch' allows 1 MB in all"):
+    head = 'description = "d"\nengine = "onnx"\nscheme = "int4-g32"\ncontext = 100000\nverified = "executed"\n'
+    target.write_text(head + f"memory_mb = {megabytes}\n", encoding="utf-8")
+    big = make_checkpoint(tmp_path / "big", Variant("llama", changes))
+    message = rf"big as int4-g32 takes \d+ MB and its KV cache for .* MB; target 'watch' allows {megabytes} MB in all: {advice}"
+    with pytest.raises(TargetError, match=message) as caught:
         build(big, target=target, output=tmp_path / "a")
+    if "--context" in advice:
+        fits = int(str(caught.value).rsplit(" ", 1)[1])
+        build(big, target=target, output=tmp_path / "a", context=fits)
+        with pytest.raises(TargetError, match="MB in all"):
+            build(big, target=target, output=tmp_path / "b", context=2 * fits)
 
 
 def test_full_disk_is_seen_before_the_long_job(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -220,3 +234,6 @@ def test_where_targets_are_written(tmp_path: Path) -> None:
     assert outputs(str(tmp_path), ["cpu"], None) == [("cpu", Path(f"{tmp_path.name}-cpu"))]
     with pytest.raises(UsageError, match="twice"):
         outputs("m", ["cpu", "cpu"], None)
+    for other in ("my/cpu.toml", "my/CPU.toml"):
+        with pytest.raises(UsageError, match=r"targets cpu and my/.* would both be written to m-"):
+            outputs("m", ["cpu", other], None)

@@ -275,3 +275,19 @@ def test_declared_license(card: str, license: str | None, tmp_path: Path) -> Non
     assert declared_license(tmp_path) is None
     (tmp_path / "README.md").write_text(card, encoding="utf-8")
     assert declared_license(tmp_path) == license
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_a_file_that_may_not_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    make_checkpoint(tmp_path / "model", "llama")
+    opened = Path.open
+
+    def refuse(path: Path, *args: str, **kwargs: str) -> object:
+        if path.name == name:
+            raise PermissionError(13, "Permission denied", str(path))
+        return opened(path, *args, **kwargs)  # type: ignore[call-overload]
+
+    monkeypatch.setattr(Path, "open", refuse)
+    monkeypatch.setattr(Path, "read_bytes", lambda path: refuse(path, "rb").read())  # type: ignore[attr-defined]
+    with pytest.raises(CheckpointError, match=rf"{name} cannot be read: Permission denied; check its permissions"):
+        open_checkpoint(tmp_path / "model", Source("model", "local", None, None))

@@ -16,6 +16,8 @@ from checkpoints import make_checkpoint
 from command import Edge
 from edgekit import __version__, cli, console, talk
 from edgekit.artifact import load_artifact
+from edgekit.engines.null import export, session
+from edgekit.errors import EngineError, EngineMissing, UsageError
 from edgekit.runtime import Sampling, load
 
 NULL = 'description = "d"\nengine = "null"\nscheme = "int4-g32"\ncontext = 96\nverified = "executed"\n'
@@ -82,6 +84,56 @@ def test_build_for_several_targets_as_json(edge: Edge, place: Path, tmp_path: Pa
     assert [Path(w["directory"]) for w in written] == [tmp_path / "out" / "small-null", tmp_path / "out" / "small-second"]
     for one in written:
         assert load_artifact(one["directory"]).manifest.target == one["target"]
+        assert one["not_tried"] is None
+
+
+def test_every_target_is_checked_before_the_first_is_built(edge: Edge, place: Path, tmp_path: Path) -> None:
+    for name in ("other", "null"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / f"{name}.toml").write_text(NULL, encoding="utf-8")
+    (tmp_path / "speedy.toml").write_text(NULL + "speed = 1\n", encoding="utf-8")
+    (tmp_path / "out" / "small-other").mkdir(parents=True)
+    (tmp_path / "out" / "small-other" / "mine.txt").write_text("x", encoding="utf-8")
+    for second, code in {"nope": 4, "speedy.toml": 4, "other/other.toml": 9, "null/null.toml": 2}.items():
+        path = str(tmp_path / second) if second.endswith(".toml") else second
+        both = ["--target", str(place / "null.toml"), "--target", path]
+        ended = edge("build", str(place / "small"), *both, "--out", str(tmp_path / "out"), "--json")
+        assert (ended.code, set(json.loads(ended.out))) == (code, {"error"}), second
+        assert [p.name for p in (tmp_path / "out").iterdir()] == ["small-other"]
+
+
+def test_a_later_build_that_fails_still_reports_what_was_written(edge: Edge, place: Path, tmp_path: Path) -> None:
+    (tmp_path / "fast.toml").write_text(NULL + "[options]\nspeed = 1\n", encoding="utf-8")
+    command = ["build", str(place / "small"), "--target", str(place / "null.toml"), "--target", str(tmp_path / "fast.toml")]
+    ended = edge(*command, "--out", str(tmp_path / "out"), "--json")
+    document = json.loads(ended.out)
+    assert (ended.code, document["error"]["kind"]) == (4, "TargetError")
+    assert [Path(one["directory"]) for one in document["written"]] == [tmp_path / "out" / "small-null"]
+    assert "edge: error: target fast: options: unknown key 'speed'" in ended.err
+
+
+def test_a_build_says_when_its_engine_could_not_try_it(edge: Edge, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(*arguments: object, **options: object) -> None:
+        raise EngineMissing("it is not here; install it: pip install it")
+
+    monkeypatch.setattr(session, "open_session", missing)
+    command = ["build", str(place / "small"), "--target", str(place / "null.toml"), "--out"]
+    ended = edge(*command, str(tmp_path / "a"), "--quiet")
+    note = f"edge: note: {tmp_path / 'a'} is built, but was not tried here: it is not here; install it: pip install it\n"
+    assert (ended.code, ended.out, ended.err) == (0, "", note)
+    ended = edge(*command, str(tmp_path / "b"), "--json")
+    assert json.loads(ended.out)[0]["not_tried"] == "it is not here; install it: pip install it"
+
+
+def test_an_error_leaves_the_bar_first(edge: Edge, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(model: object, scheme: object, target: object, directory: object, progress: Callable[[str, int, int], None]) -> None:
+        progress("quantize", 1, 4)
+        raise EngineError("it broke")
+
+    monkeypatch.setattr(export, "export", fail)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    ended = edge("build", str(place / "small"), "--target", str(place / "null.toml"), "--out", str(tmp_path / "a"))
+    assert ended.err == "\rquantize: [######                  ]  25% of 4 B\nedge: error: it broke\n"
 
 
 def test_inspect(edge: Edge, artifact: str) -> None:
@@ -124,6 +176,16 @@ def test_run_options_reach_the_sampler(edge: Edge, artifact: str) -> None:
         assert list(runtime.complete([{"role": "user", "content": "hello"}], sampling=sampling, max_tokens=8).tokens) == first
 
 
+@pytest.mark.parametrize("command", ["run", "chat"])
+def test_options_that_would_change_nothing_are_refused(edge: Edge, artifact: str, command: str) -> None:
+    ended = edge(command, artifact, "--top-k", "5", "--seed", "1")
+    assert (ended.code, ended.out) == (2, "")
+    assert "edge: error: --top-k, --seed would change nothing" in ended.err
+    assert "add --temperature" in ended.err
+    for option in (["--top-p", "0.9"], ["--min-p", "0.1"], ["--temperature", "0", "--seed", "0"]):
+        assert edge(command, artifact, *option).code == 2
+
+
 def test_run_raw_and_system(edge: Edge, artifact: str) -> None:
     tokens = {}
     for name, options in {"chat": [], "raw": ["--raw"], "system": ["--system", "be brief"]}.items():
@@ -139,6 +201,23 @@ def test_run_reads_a_piped_prompt(edge: Edge, artifact: str, monkeypatch: pytest
     assert edge("run", artifact, *arguments, "--max-tokens", "5").out == plain.out
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\xff\n")))
     assert edge("run", artifact, *arguments).code == 2
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\n")))
+    ended = edge("run", artifact, *arguments)
+    assert (ended.code, ended.out) == (2, "")
+    assert "the prompt is empty" in ended.err
+
+
+def test_an_empty_prompt_is_refused(edge: Edge, artifact: str) -> None:
+    assert edge("run", artifact, "").code == edge("run", artifact, "", "--raw").code == 2
+
+
+def test_chat_reads_a_pipe_as_utf8(edge: Edge, artifact: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = edge("run", artifact, "héllo", "--max-tokens", "5")
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("héllo\r\n".encode()), encoding="cp1252"))
+    assert edge("chat", artifact, "--max-tokens", "5").out == plain.out
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\xff\n")))
+    with pytest.raises(UsageError, match="the input is not UTF-8"):
+        talk.ask()
 
 
 def test_errors_are_json_on_stdout_when_json_is_asked_for(edge: Edge, tmp_path: Path) -> None:
@@ -183,7 +262,7 @@ def test_a_closed_pipe_ends_quietly() -> None:
 def test_signals_leave_no_half_written_artifact(place: Path, tmp_path: Path, number: signal.Signals, code: int) -> None:
     """The build reports its progress through a file that the test watches; then it waits for the signal."""
     script = f"""
-import signal, sys, time
+import contextlib, signal, sys, time
 from edgekit import cli, console
 # A shell starts background jobs, as this test may be one, with SIGINT ignored.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -191,7 +270,7 @@ def progress(stage, done, total, /):
     if stage == "digest of the artifact":
         print("working", flush=True)
         time.sleep(60)
-console.make_progress = lambda *, quiet: progress
+console.progress = lambda *, quiet: contextlib.nullcontext(progress)
 sys.argv[1:] = ["build", {str(place / "small")!r}, "--target", {str(place / "null.toml")!r}, "--out", {str(tmp_path / "a")!r}]
 cli.main()
 """
@@ -216,6 +295,28 @@ def test_output_that_the_console_cannot_show_does_not_crash() -> None:
     assert ended.returncode == 0
     assert b"?? ok" in ended.stdout
     assert b'"\\u4e16\\u754c"' in ended.stdout
+
+
+def test_a_pipe_gets_utf8_whatever_the_platform_says() -> None:
+    """LC_ALL=C without Python's own repair is ASCII, as a pipe on Windows is a code page; a file name need not be text."""
+    code = "from edgekit import console; console.make_safe(); print('\\u4e16', '\\udcff'); console.show_json({'text': '\\u4e16\\udcff'})"
+    environment = {key: value for key, value in ENVIRONMENT.items() if key not in ("PYTHONIOENCODING", "LANG", "LC_CTYPE")}
+    ended = subprocess.run(
+        [sys.executable, "-c", code], env=environment | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}, capture_output=True
+    )
+    assert (ended.returncode, ended.stderr) == (0, b"")
+    lines = ended.stdout.decode("utf-8").splitlines()
+    assert lines[0] == "世 \\udcff"
+    assert json.loads("".join(lines[1:])) == {"text": "世\udcff"}
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "ascii", "utf-8"])
+def test_inspect_as_json_survives_any_encoding(artifact: str, encoding: str) -> None:
+    command = [sys.executable, "-m", "edgekit.cli", "inspect", artifact, "--json"]
+    ended = subprocess.run(command, env=ENVIRONMENT | {"PYTHONIOENCODING": encoding}, capture_output=True, check=True)
+    written = (Path(artifact) / "edgekit.json").read_text(encoding="utf-8")
+    assert json.loads(ended.stdout.decode(encoding)) == json.loads(written)
+    assert "世界" in written
 
 
 class Script:

@@ -100,7 +100,7 @@ def test_the_answer_fills_the_context_and_says_so(plain: Runtime) -> None:
 
 
 def test_a_prompt_that_leaves_no_room_is_refused_at_once(plain: Runtime) -> None:
-    with pytest.raises(ContextOverflow, match=r"96 tokens .* holds 96.*--context"):
+    with pytest.raises(ContextOverflow, match=r"96 tokens .* holds 96.* where the model itself can hold more, .*--context"):
         plain.generate([1] * 96)
     with pytest.raises(ContextOverflow):
         plain.chat([{"role": "user", "content": "x" * 200}])
@@ -117,6 +117,28 @@ def test_arguments_are_checked_at_once(plain: Runtime) -> None:
     }.items():
         with pytest.raises(UsageError, match=problem):
             call()
+
+
+@pytest.mark.parametrize("ids", [np.array([5, 6, 7]), np.array([5, 6, 7], np.uint16), (5, 6, 7), range(5, 8)])
+def test_token_ids_come_in_any_sequence(plain: Runtime, ids: Sequence[int]) -> None:
+    expected = [s.token for s in plain.generate([5, 6, 7], max_tokens=4)]
+    assert [s.token for s in plain.generate(ids, max_tokens=4)] == expected
+    assert list(plain.complete(ids, max_tokens=4).tokens) == expected
+    assert all(type(token) is int for token in plain._cache.held)
+
+
+@pytest.mark.parametrize("prompt", [[1.0], np.array([1.5]), np.array([[1, 2]]), np.array(3), ["a"], [None], None, [{"role": "user"}]])
+def test_what_is_no_prompt_is_refused(plain: Runtime, prompt: list[int]) -> None:
+    with pytest.raises(UsageError, match="text or a sequence of token ids"):
+        plain.generate(prompt)
+
+
+@pytest.mark.parametrize("messages", ["hello", b"hello", "", [], None, {"role": "user"}, ["hello"], [{"content": "x"}], [{"role": 1}]])
+def test_what_are_no_messages_is_refused(plain: Runtime, messages: list[dict[str, object]]) -> None:
+    with pytest.raises(UsageError, match=r"chat takes messages: .* for text use generate"):
+        plain.chat(messages)
+    with pytest.raises(UsageError, match="chat takes messages"):
+        plain.render(messages)
 
 
 def test_a_stop_string_over_several_tokens_is_never_shown(plain: Runtime) -> None:
@@ -176,6 +198,15 @@ def test_processors_run_on_every_step_and_see_all_tokens(plain: Runtime) -> None
 
     assert plain.complete([1, 2], processors=[only_zero], max_tokens=3).tokens == (48, 48, 48)
     assert seen == [2, 3, 4]
+
+
+def test_a_processor_cannot_change_the_sequence(plain: Runtime) -> None:
+    def meddle(tokens: Sequence[int], logits: NDArray[np.float32]) -> NDArray[np.float32]:
+        with pytest.raises(AttributeError):
+            tokens.append(0)  # type: ignore[attr-defined]
+        return logits
+
+    assert plain.complete([1, 2], processors=[meddle], max_tokens=3).tokens == plain.complete([1, 2], max_tokens=3).tokens
 
 
 @pytest.mark.parametrize("call", [1, 2, 4])

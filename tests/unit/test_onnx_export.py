@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 
 from checkpoints import Variant, make_checkpoint
 from edgekit.engines.onnx import weights
-from edgekit.engines.onnx.export import check, export
+from edgekit.engines.onnx.export import check, export, footprint
 from edgekit.errors import CheckpointError, TargetError
 from edgekit.progress import silent
 from edgekit.quant import concatenate, dequantize, quantize
 from edgekit.quant.scheme import Format, QuantizedTensor, QuantScheme, scheme
-from onnx_artifact import Built, build, open_variant, target
+from onnx_artifact import FLOAT32, Built, build, open_variant, target
 
 Array = NDArray[np.generic]
 
@@ -209,6 +209,15 @@ def test_weights_that_are_not_finite_stop_the_export(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     with pytest.raises(CheckpointError, match=r"layers\.1\.down_proj"):
         export(model, scheme("int4-g32"), target(), tmp_path / "out", silent)
+
+
+@pytest.mark.parametrize("variant", ["phi3-longrope-partial-tied", "qwen2"])
+def test_the_footprint_is_what_is_written(tmp_path: Path, variant: str) -> None:
+    built = build(tmp_path, variant)
+    size = footprint(built.model, built.scheme, target(FLOAT32))
+    decoder = built.model.decoder
+    assert size.weights == (built.directory / "model.onnx.data").stat().st_size
+    assert size.cache == 2 * 4 * decoder.layers * decoder.kv_heads * decoder.head_dim
 
 
 @pytest.mark.parametrize("variant", ["phi3-window", "mistral-window", "qwen2-window", "phi3-longrope-su", "qwen2"])

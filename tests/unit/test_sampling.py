@@ -140,8 +140,20 @@ def test_processors_that_leave_nothing_or_another_shape_are_refused() -> None:
     logits = np.zeros(3, np.float32)
     with pytest.raises(UsageError, match="left no token"):
         Sampler(Sampling(), [lambda t, x: np.full_like(x, -np.inf)]).choose([1], logits)
-    with pytest.raises(UsageError, match=r"shape \(2,\)"):
-        Sampler(Sampling(), [lambda t, x: x[:2]]).choose([1], logits)
+    for returned, found in {
+        (2,): r"float32 of shape \(2,\)",
+        (1, 3): r"float32 of shape \(1, 3\)",
+    }.items():
+        with pytest.raises(UsageError, match=rf"must return the logits \(float32 \[vocab\], here 3\); found {found}"):
+            Sampler(Sampling(), [lambda t, x, shape=returned: np.zeros(shape, np.float32)]).choose([1], logits)
+    for value, found in ((None, "NoneType"), ([0.0, 1.0, 2.0], "list"), (np.array([1, 2, 3]), "int")):
+        with pytest.raises(UsageError, match=f"must return the logits.*found {found}"):
+            Sampler(Sampling(), [lambda t, x, value=value: value]).choose([1], logits)  # type: ignore[list-item]
+
+
+def test_a_processor_may_return_another_precision() -> None:
+    chosen = Sampler(Sampling(), [lambda t, x: x + np.array([0.0, 0.0, 1.0])]).choose([1], np.zeros(3, np.float32))  # type: ignore[list-item]
+    assert chosen[0] == 2
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])

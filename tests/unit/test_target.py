@@ -32,8 +32,10 @@ def test_a_file_of_ones_own(tmp_path: Path) -> None:
 
 
 def test_unknown_name_lists_the_known_and_guesses() -> None:
-    with pytest.raises(TargetError, match=r"unknown target 'raspbery-pi-5', did you mean 'raspberry-pi-5'\?.*cpu.*\.toml"):
+    with pytest.raises(TargetError, match=r"unknown target 'raspbery-pi-5', did you mean 'raspberry-pi-5'\? Known: .*cpu.*\.toml"):
         load_target("raspbery-pi-5")
+    with pytest.raises(TargetError, match=r"unknown target 'toaster'; known: .*cpu.*\.toml"):
+        load_target("toaster")
     with pytest.raises(TargetError, match=r"unknown target '\.\./cpu'"):
         load_target("../cpu")
 

@@ -107,6 +107,16 @@ def test_a_special_token_ends_the_context(tmp_path: Path) -> None:
     word = phi.backend.token_to_id("▁the")
     assert "".join(streamed(phi, [word], [word, 3])) == "the"
     assert "".join(streamed(phi, [word], [word])) == " the"
+    assert phi.decode([word, 3, word]) == "the the", "which is why the context has to end there"
+
+
+@settings(max_examples=100, deadline=None)
+@given(seed=st.integers(0, 1 << 32), before=st.integers(0, 20), after=st.integers(0, 20))
+def test_after_a_special_token_the_text_is_that_of_the_tokens_alone(tokenizer: Tokenizer, seed: int, before: int, after: int) -> None:
+    random, size = Random(seed), tokenizer.backend.get_vocab_size()
+    context, ids = ([random.randrange(size) for _ in range(count)] for count in (before, after))
+    special = random.choice(sorted(tokenizer.silent))
+    assert "".join(streamed(tokenizer, ids, [*context, special])) == tokenizer.decode(ids)
 
 
 def test_encode_recognizes_special_tokens_and_adds_bos_when_asked(tokenizer: Tokenizer) -> None:

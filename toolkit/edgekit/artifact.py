@@ -8,6 +8,7 @@ import math
 import os
 import re
 import shutil
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -196,7 +197,7 @@ def load_artifact(directory: Path | str) -> Artifact:
         what = "is no artifact: it has no edgekit.json" if directory.is_dir() else "does not exist"
         raise ArtifactError(f"{directory} {what}; make an artifact with: edge build MODEL --target cpu --out DIR") from None
     except OSError as error:
-        raise ArtifactError(f"{path} cannot be read: {error.strerror or error}") from None
+        raise _unreadable(path, error) from None
     if len(raw) > MANIFEST_LIMIT:
         raise ArtifactError(f"{path}: larger than {MANIFEST_LIMIT >> 20} MB, that is no manifest")
     try:
@@ -215,7 +216,7 @@ def check_digests(artifact: Artifact, progress: Progress = silent) -> None:
     try:
         found = digests({name: artifact.directory / name for name in listed}, "digest of the artifact", progress)
     except OSError as error:
-        raise ArtifactError(f"{error.filename} cannot be read: {error.strerror or error}") from None
+        raise _unreadable(error.filename, error) from None
     for name, info in listed.items():
         if found[name].sha256 != info.sha256:
             raise ArtifactError(
@@ -295,17 +296,28 @@ def _check_output(output: Path, *, force: bool) -> None:
 def _put_in_place(staging: Path, output: Path) -> None:
     """Windows cannot rename a directory onto another, not even an empty one: the old one steps aside first."""
     if not os.path.lexists(output):
-        staging.rename(output)
+        _rename(staging, output)
     else:
         aside = output.with_name(f".{output.name}.old-{os.urandom(4).hex()}")
-        output.rename(aside)
+        _rename(output, aside)
         try:
-            staging.rename(output)
+            _rename(staging, output)
         except BaseException:
-            aside.rename(output)
+            _rename(aside, output)
             raise
         shutil.rmtree(aside, ignore_errors=True)
     _fsync_directory(output.parent)
+
+
+def _rename(old: Path, new: Path) -> None:
+    """On Windows a virus scanner may hold a file that was just written for a moment; a long build is not thrown away for that."""
+    for wait in (0.1, 0.3, 1.0, 3.0) if os.name == "nt" else ():
+        try:
+            old.rename(new)
+            return
+        except PermissionError:
+            time.sleep(wait)
+    old.rename(new)
 
 
 def _flush(directory: Path) -> None:
@@ -334,6 +346,7 @@ _ADVICE = {
     errno.EROFS: "the file system is read-only; choose another place: --out DIR",
     errno.EACCES: "permission denied; choose a place you may write to: --out DIR",
     errno.EPERM: "not permitted; choose a place you may write to: --out DIR",
+    errno.EEXIST: "a part of the path is a file; choose another place: --out DIR",
     errno.ENOTDIR: "a part of the path is a file; choose another place: --out DIR",
 }
 
@@ -347,6 +360,10 @@ def _as_output_error(output: Path) -> Iterator[None]:
         here = error.filename is None or output.absolute().parent in Path(os.fsdecode(error.filename)).absolute().parents
         advice = _ADVICE.get(error.errno or 0) if here else None
         raise OutputError(f"cannot write {output}: {advice or error}") from error
+
+
+def _unreadable(path: Path | str, error: OSError) -> ArtifactError:
+    return ArtifactError(f"{path} cannot be read: {error.strerror or error}; check its permissions, or copy the artifact again")
 
 
 def _no_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
@@ -408,7 +425,7 @@ def _check_file(directory: Path, name: str, info: FileInfo) -> None:
     try:
         size = path.stat().st_size if path.is_file() else None
     except OSError as error:
-        raise ArtifactError(f"{path} cannot be read: {error.strerror or error}") from None
+        raise _unreadable(path, error) from None
     if size is None:
         raise ArtifactError(f"{path} is missing; copy the whole artifact again or rebuild it")
     if size != info.bytes:

@@ -24,10 +24,11 @@ from edgekit.artifact import (
     writing,
 )
 from edgekit.catalog import resolve
+from edgekit.checkpoint import reading
 from edgekit.companions import TEMPLATE, Companions, companion_files, read_companions, write_companions
 from edgekit.conformance import greedy_vectors, text_vectors
 from edgekit.engines import ENGINES
-from edgekit.engines.exported import Exported
+from edgekit.engines.exported import Exported, Footprint
 from edgekit.errors import EngineMissing, OutputError, TargetError, UsageError
 from edgekit.models import Model, open_model
 from edgekit.progress import Progress, silent
@@ -35,12 +36,20 @@ from edgekit.quant.scheme import Format, QuantScheme
 from edgekit.quant.scheme import scheme as load_scheme
 from edgekit.target import Target, load_target
 
+COMPANION_BYTES = 32_000_000
+"""More than tokenizer, graph and licence take beside the weights."""
+SMALLEST_CONTEXT = 256
+"""Tokens; advising less would help nobody."""
+
 
 class Exporter(Protocol):
     """The ``export`` module of an engine."""
 
     def check(self, model: Model, scheme: QuantScheme, target: Target) -> None:
         """Cheap, before the long job. Raises TargetError or EngineMissing for what cannot be met."""
+
+    def footprint(self, model: Model, scheme: QuantScheme, target: Target) -> Footprint:
+        """What the artifact will take, from shapes alone; ``check`` has passed."""
 
     def export(self, model: Model, scheme: QuantScheme, target: Target, directory: Path, progress: Progress) -> Exported:
         """Writes graph, weights and the engine's own configuration into ``directory``, which already holds the tokenizer's files."""
@@ -69,15 +78,12 @@ def build(
     after Ctrl-C, nothing is left behind.
     """
     output = Path(output)
-    wanted = load_target(target)
-    quant = load_scheme(scheme or wanted.scheme)
-    exporter = _exporter(wanted)
-    check_output(output, force=force)
+    wanted, quant, exporter = check_request(target, output, scheme=scheme, force=force)
     opened = open_model(resolve(str(model), revision=revision, offline=offline, progress=progress))
     wanted = replace(wanted, context=_context(opened, wanted, context))
     companions = read_companions(opened.checkpoint, opened.decoder.vocab_size)
-    _check_size(opened, quant, wanted, output)
     exporter.check(opened, quant, wanted)
+    _check_footprint(exporter.footprint(opened, quant, wanted), opened, quant, wanted, output)
     with writing(output, force=force) as staging:
         write_companions(companions, opened.checkpoint, staging)
         exported = exporter.export(opened, quant, wanted, staging, progress)
@@ -89,15 +95,30 @@ def build(
     return manifest
 
 
+def check_request(target: str | Path, output: Path, *, scheme: str | None, force: bool) -> tuple[Target, QuantScheme, Exporter]:
+    """What can be known before the model is opened. Raises TargetError, EngineMissing (of the exporter) or OutputError."""
+    wanted = load_target(target)
+    quant = load_scheme(scheme or wanted.scheme)
+    exporter = _exporter(wanted)
+    check_output(output, force=force)
+    return wanted, quant, exporter
+
+
 def outputs(model: str, targets: Sequence[str], out: Path | None) -> list[tuple[str, Path]]:
     """Where ``edge build`` writes each target: ``out`` itself for one, ``out/MODEL-TARGET`` for several; without ``out``
-    ``MODEL-TARGET`` in the current directory. Raises UsageError for a target given twice.
+    ``MODEL-TARGET`` in the current directory. Raises UsageError for a target given twice, and for two of one name.
     """
     if len(set(targets)) < len(targets):
         raise UsageError(f"a target is given twice: {', '.join(targets)}")
     if out is not None and len(targets) == 1:
         return [(targets[0], out)]
-    return [(target, (out or Path()) / _default_name(model, target)) for target in targets]
+    found: dict[str, tuple[str, Path]] = {}
+    for target in targets:
+        directory = (out or Path()) / _default_name(model, target)
+        other = found.setdefault(directory.name.casefold(), (target, directory))  # not every disk tells case apart
+        if other[0] != target:
+            raise UsageError(f"targets {other[0]} and {target} would both be written to {directory}; build them one by one with --out DIR")
+    return list(found.values())
 
 
 def _default_name(model: str, target: str) -> str:
@@ -128,35 +149,33 @@ def _context(model: Model, target: Target, asked: int | None) -> int:
     return asked
 
 
-def _check_size(model: Model, scheme: QuantScheme, target: Target, output: Path) -> None:
-    """Stops before the long job where the weights cannot fit the disk or the device."""
-    need = sum(_stored_bytes(name, shape, scheme) for name, shape in model.decoder.weight_shapes().items())
-    if target.memory_mb is not None and need > target.memory_mb * 1_000_000:
+def _check_footprint(size: Footprint, model: Model, scheme: QuantScheme, target: Target, output: Path) -> None:
+    """Stops before the long job where the artifact cannot fit the disk, or with its full context not into the device's memory."""
+    full = size.weights + size.cache * target.context
+    if target.memory_mb is not None and full > target.memory_mb * 1_000_000:
+        room = (target.memory_mb * 1_000_000 - size.weights) // size.cache if size.cache else 0
+        advice = f"build with --context {room}" if room >= SMALLEST_CONTEXT else "take a smaller model or another target"
         raise TargetError(
-            f"the weights of {model.checkpoint.source.name} take about {need / 1e6:.0f} MB as {scheme.name}, "
-            f"target {target.name!r} allows {target.memory_mb} MB in all; take a smaller model or another target"
+            f"{model.checkpoint.source.name} as {scheme.name} takes {size.weights / 1e6:,.0f} MB and its KV cache for "
+            f"{target.context:,} tokens {size.cache * target.context / 1e6:,.0f} MB; "
+            f"target {target.name!r} allows {target.memory_mb:,} MB in all: {advice}"
         )
     existing = next(p for p in output.absolute().parents if p.is_dir())
     free = shutil.disk_usage(existing).free
-    if need * 1.05 > free:
+    need = size.weights + COMPANION_BYTES
+    if need > free:
         raise OutputError(
-            f"cannot write {output}: about {need * 1.05 / 1e6:.0f} MB are needed, {existing} has {free / 1e6:.0f} MB free; "
+            f"cannot write {output}: about {need / 1e6:,.0f} MB are needed, {existing} has {free / 1e6:,.0f} MB free; "
             "free some space or choose another place: --out DIR"
         )
-
-
-def _stored_bytes(name: str, shape: tuple[int, ...], scheme: QuantScheme) -> int:
-    if len(shape) < 2:
-        return 4 * shape[0]
-    form = scheme.format_of(name)
-    return shape[0] * -(-shape[1] // form.group) * (form.group * form.bits + 16 + form.bits) // 8
 
 
 def _manifest(
     model: Model, scheme: QuantScheme, target: Target, companions: Companions, exported: Exported, files: Mapping[str, str]
 ) -> Manifest:
     source, decoder = model.checkpoint.source, model.decoder
-    window = next((w for w in decoder.windows if w is not None), None)
+    window = next((w for w in decoder.windows if w is not None and w < target.context), None)
+    switch = decoder.rope.switch if decoder.rope.is_long(target.context) else None
     return Manifest(
         format="edgekit",
         version=1,
@@ -174,7 +193,7 @@ def _manifest(
             _format(scheme.lm_head),
             exported.tensors,
         ),
-        context=ContextInfo(target.context, decoder.rope.switch, window),
+        context=ContextInfo(target.context, switch, window),
         tokens=companions.tokens,
         chat_template=None if companions.template is None else TEMPLATE,
         conformance=text_vectors(companions),
@@ -191,5 +210,6 @@ def _model_files(model: Model, progress: Progress) -> dict[str, str]:
     checkpoint = model.checkpoint
     weights = {tensor.file for tensor in checkpoint.tensors.values()}
     paths = sorted(weights | set(companion_files(checkpoint.directory)), key=lambda p: p.name)
-    found = digests({path.name: path for path in paths}, "digest of the model", progress)
+    with reading(checkpoint.directory):
+        found = digests({path.name: path for path in paths}, "digest of the model", progress)
     return {name: info.sha256 for name, info in found.items()}

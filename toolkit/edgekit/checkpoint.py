@@ -4,8 +4,9 @@ Format of the weights: https://huggingface.co/docs/safetensors (8 bytes of heade
 Nothing here unpickles or runs code: ``pytorch_model.bin`` is refused and ``auto_map`` in config.json is ignored.
 """
 
+import contextlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -84,7 +85,7 @@ class Checkpoint:
 def _read(info: TensorInfo, offset: int, shape: tuple[int, ...]) -> NDArray[np.float32]:
     stored = np.dtype(READABLE[info.dtype])
     out = np.empty(int(np.prod(shape, dtype=np.int64)), dtype=np.float32)
-    with info.file.open("rb") as file:
+    with reading(info.file), info.file.open("rb") as file:
         file.seek(offset)
         for at in range(0, out.size, CHUNK):
             want = min(CHUNK, out.size - at)
@@ -122,7 +123,7 @@ def read_config(directory: Path) -> Mapping[str, object]:
         adapter = " It holds a LoRA adapter: merge it into its base model first." if (directory / "adapter_config.json").is_file() else ""
         raise ConfigError(f"{directory} has no config.json: it is no checkpoint in Hugging Face layout.{adapter}")
     try:
-        config = parse_object(_bounded(path))
+        config = parse_object(read_bounded(path))
     except ValueError as error:
         raise ConfigError(f"{path}: {error}") from None
     for key in ("quantization_config", "compression_config"):
@@ -159,11 +160,24 @@ def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
     return out
 
 
-def _bounded(path: Path) -> bytes:
-    size = path.stat().st_size
-    if size > MAX_JSON:
-        raise ValueError(f"{size} bytes; at most {MAX_JSON} are accepted")
-    return path.read_bytes()
+@contextlib.contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turns what the operating system says against reading ``path`` into a CheckpointError."""
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointError(
+            f"{error.filename or path} cannot be read: {error.strerror or error}; check its permissions, or download it again"
+        ) from None
+
+
+def read_bounded(path: Path) -> bytes:
+    """The content of a small file. Raises CheckpointError (it cannot be read) or ValueError (it is too large to be one)."""
+    with reading(path):
+        size = path.stat().st_size
+        if size > MAX_JSON:
+            raise ValueError(f"{size} bytes; at most {MAX_JSON} are accepted")
+        return path.read_bytes()
 
 
 def _weight_files(directory: Path) -> Path | Mapping[str, object]:
@@ -173,7 +187,7 @@ def _weight_files(directory: Path) -> Path | Mapping[str, object]:
         return single
     if index.is_file():
         try:
-            weight_map = parse_object(_bounded(index)).get("weight_map")
+            weight_map = parse_object(read_bounded(index)).get("weight_map")
         except ValueError as error:
             raise CheckpointError(f"{index}: {error}") from None
         if not isinstance(weight_map, dict) or not weight_map:
@@ -222,8 +236,8 @@ def _sharded(directory: Path, weight_map: Mapping[str, object]) -> dict[str, Ten
 
 def read_header(path: Path) -> dict[str, TensorInfo]:
     """The tensors of one safetensors file, in file order. Raises CheckpointError naming the file for anything the format forbids."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
+    with reading(path), path.open("rb") as file:
+        size = path.stat().st_size
         prefix = file.read(8)
         length = int.from_bytes(prefix, "little")
         if len(prefix) == 8 and length > MAX_HEADER:

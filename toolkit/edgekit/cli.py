@@ -6,7 +6,7 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, ParamSpec
+from typing import Annotated, NoReturn, ParamSpec
 
 import typer
 
@@ -20,8 +20,8 @@ TERMINATED = 143
 app = typer.Typer(
     name="edge",
     help="Quantize a small language model once and run it on any edge engine.",
-    epilog="Exit codes: 0 done, 2 usage, 3 model, 4 target, 5 engine missing, 6 artifact, 7 context overrun, 8 chat template, 9 output, "
-    "10 download, 11 engine, 130 Ctrl-C.",
+    epilog="Exit codes: 0 done, 1 anything else, 2 usage, 3 model, 4 target, 5 engine missing, 6 artifact, 7 context overrun, "
+    "8 chat template, 9 output, 10 download, 11 engine, 130 Ctrl-C.",
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     no_args_is_help=True,
@@ -52,11 +52,7 @@ def _command(call: Callable[P, None]) -> Callable[P, None]:
         try:
             call(*args, **kwargs)
         except EdgekitError as error:
-            if kwargs.get("json"):
-                kind = type(error).__name__
-                console.show_json({"error": {"kind": kind, "message": str(error), "exit_code": error.exit_code}})
-            print(f"edge: error: {error}", file=sys.stderr)
-            raise typer.Exit(error.exit_code) from None
+            _fail(error, {} if kwargs.get("json") else None)
         except KeyboardInterrupt:
             print("\nedge: interrupted", file=sys.stderr)
             raise typer.Exit(INTERRUPTED) from None
@@ -66,6 +62,16 @@ def _command(call: Callable[P, None]) -> Callable[P, None]:
             raise typer.Exit(1) from None
 
     return wrapped
+
+
+def _fail(error: EdgekitError, document: dict[str, object] | None) -> NoReturn:
+    """The message on stderr, ``document`` with the error in it on stdout, and the exit code."""
+    from edgekit import console
+
+    if document is not None:
+        console.show_json({"error": {"kind": type(error).__name__, "message": str(error), "exit_code": error.exit_code}, **document})
+    print(f"edge: error: {error}", file=sys.stderr)
+    raise typer.Exit(error.exit_code) from None
 
 
 def _version(asked: bool) -> None:
@@ -109,26 +115,34 @@ def build(
     """Quantize a model and write an artifact for each target."""
     from edgekit import console, listing
     from edgekit.build import build as build_artifact
-    from edgekit.build import outputs
+    from edgekit.build import check_request, outputs
 
-    progress = console.make_progress(quiet=quiet or json)
-    written = []
-    for name, directory in outputs(model, target, out):
-        manifest = build_artifact(
-            model,
-            target=name,
-            output=directory,
-            scheme=scheme,
-            revision=revision,
-            context=context,
-            offline=offline,
-            force=force,
-            progress=progress,
-            threads=threads,
-        )
+    places = outputs(model, target, out)
+    for name, directory in places:
+        check_request(name, directory, scheme=scheme, force=force)
+    written: list[dict[str, object]] = []
+    for name, directory in places:
+        try:
+            with console.progress(quiet=quiet or json) as progress:
+                manifest = build_artifact(
+                    model,
+                    target=name,
+                    output=directory,
+                    scheme=scheme,
+                    revision=revision,
+                    context=context,
+                    offline=offline,
+                    force=force,
+                    progress=progress,
+                    threads=threads,
+                )
+        except EdgekitError as error:
+            _fail(error, {"written": written} if json else None)
         written.append({"directory": str(directory), **listing.summary(manifest)})
         if not (quiet or json):
             print(f"{directory}: {listing.headline(manifest)}")
+        if reason := manifest.conformance.greedy.reason:
+            print(f"edge: note: {directory} is built, but was not tried here: {reason}", file=sys.stderr)
     if json:
         console.show_json(written)
 
@@ -156,9 +170,9 @@ def run(
 ) -> None:
     """Answer one prompt."""
     from edgekit import console, talk
-    from edgekit.runtime import Sampling, load
+    from edgekit.runtime import load
 
-    sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
+    sampling = talk.make_sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
     asked = talk.read_prompt(prompt, sys.stdin)
     with load(directory, threads=threads) as runtime:
         steps = talk.steps_for(runtime, asked, sampling, system=system, raw=raw, max_tokens=max_tokens, stop=stop or [])
@@ -191,9 +205,9 @@ def chat(
 ) -> None:
     """Talk with a model; /reset forgets, /exit leaves, Ctrl-C ends an answer."""
     from edgekit import console, talk
-    from edgekit.runtime import Sampling, load
+    from edgekit.runtime import load
 
-    sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
+    sampling = talk.make_sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
     with load(directory, threads=threads) as runtime:
         talk.converse(
             runtime,
@@ -220,9 +234,10 @@ def inspect(
 
     artifact = load_artifact(directory)
     if check:
-        check_digests(artifact, console.make_progress(quiet=json))
+        with console.progress(quiet=json) as progress:
+            check_digests(artifact, progress)
     if json:
-        print(artifact.manifest.to_json(), end="")
+        console.show_json_text(artifact.manifest.to_json().rstrip("\n"))
     else:
         console.show_pairs(listing.description(artifact.manifest, checked=check))
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import tokenizers
 
 from edgekit.artifact import TokenInfo
-from edgekit.checkpoint import Checkpoint, parse_object
+from edgekit.checkpoint import Checkpoint, parse_object, read_bounded, reading
 from edgekit.errors import ArtifactError, CheckpointError, ConfigError, TemplateError
 from edgekit.runtime.chat import VECTOR_TIME, ChatTemplate, special_tokens
 from edgekit.runtime.tokenizer import Tokenizer, open_tokenizer
@@ -97,7 +97,7 @@ def _json(path: Path) -> dict[str, object]:
     if not path.is_file():
         return {}
     try:
-        return parse_object(path.read_bytes())
+        return parse_object(read_bounded(path))
     except ValueError as error:
         raise ConfigError(f"{path}: {error}") from None
 
@@ -107,7 +107,8 @@ def _template(directory: Path, config: Mapping[str, object]) -> str | None:
     path = directory / TEMPLATE
     if path.is_file():
         try:
-            return path.read_text(encoding="utf-8")
+            with reading(path):
+                return path.read_text(encoding="utf-8")
         except UnicodeDecodeError as error:
             raise TemplateError(f"{path}: not UTF-8: {error}") from None
     found = config.get("chat_template")

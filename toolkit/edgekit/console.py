@@ -1,10 +1,13 @@
 """What the ``edge`` command prints: progress, tables, JSON. Nothing else in edgekit prints."""
 
+import contextlib
 import json
 import math
+import os
+import re
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TextIO
 
 from edgekit.progress import Progress, silent
@@ -15,16 +18,30 @@ NOTICE = 10.0  # seconds between two lines where there is no terminal to draw on
 
 
 def make_safe() -> None:
-    """A console that cannot show a character gets a question mark, not a crash (Windows code pages, LANG=C)."""
+    """Pipes and files get UTF-8 on every platform, unless PYTHONIOENCODING asks for something else.
+
+    A console that cannot show a character (Windows code pages, LANG=C) gets a question mark, not a crash. Input that is piped needs
+    nothing here: ``talk`` reads its bytes.
+    """
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
+        if not hasattr(stream, "reconfigure"):
+            continue
+        if stream.isatty() or os.environ.get("PYTHONIOENCODING"):
             stream.reconfigure(errors="replace")
+        else:
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace")  # file names may hold what is no character
 
 
 def show_json(data: object) -> None:
-    """One JSON document on stdout; pure ASCII where stdout is not UTF-8, so that nothing is lost."""
+    """One JSON document on stdout."""
+    show_json_text(json.dumps(data, indent=2, ensure_ascii=False))
+
+
+def show_json_text(text: str) -> None:
+    """A document that is JSON already. What stdout cannot hold is escaped, so that nothing is lost."""
     utf8 = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
-    print(json.dumps(data, indent=2, ensure_ascii=not utf8))
+    lost = "[\ud800-\udfff]" if utf8 else "[^\x00-\x7f]"
+    print(re.sub(lost, lambda found: json.dumps(found[0])[1:-1], text))
 
 
 def stream(text: str) -> None:
@@ -61,9 +78,20 @@ def size(count: float) -> str:
     return f"{count:.3g} TB"
 
 
-def make_progress(*, quiet: bool) -> Progress:
-    """A bar with bytes and time left on a terminal, a line now and then elsewhere, nothing when ``quiet``; always on stderr."""
-    return silent if quiet else Display(sys.stderr, bar=sys.stderr.isatty())
+@contextlib.contextmanager
+def progress(*, quiet: bool) -> Iterator[Progress]:
+    """A bar with bytes and time left on a terminal, a line now and then elsewhere, nothing when ``quiet``; always on stderr.
+
+    After the block, however it ends, what is printed next begins on a line of its own.
+    """
+    if quiet:
+        yield silent
+        return
+    display = Display(sys.stderr, bar=sys.stderr.isatty())
+    try:
+        yield display
+    finally:
+        display.close()
 
 
 class Display:
@@ -94,6 +122,7 @@ class Display:
         """Leaves the bar's line, so that what is printed next begins on its own."""
         if self.bar and not self.ended and self.stage:
             self.stream.write("\n")
+            self.stream.flush()
         self.ended = True
 
     def _text(self, done: int, total: int, seconds: float, end: bool) -> str:

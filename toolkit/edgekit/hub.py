@@ -13,10 +13,11 @@ from edgekit.errors import CheckpointError, DownloadError, EdgekitError, EngineM
 from edgekit.progress import Progress
 
 # Weights, configuration and tokenizer; never pickles or code.
-WANTED = ["*.safetensors", "*.json", "*.jinja", "LICENSE*", "NOTICE*", "README.md"]
+LEGAL = ["LICENSE*", "License*", "license*", "LICENCE*", "NOTICE*", "Notice*", "notice*", "USE_POLICY*"]
+WANTED = ["*.safetensors", "*.json", "*.jinja", "README.md", *LEGAL]
 # Subdirectories hold other formats (onnx/, original/); consolidated.* is Mistral's second copy of the weights.
 UNWANTED = ["*/*", "consolidated*", "adapter_*"]
-OLDEST = 1  # major version of huggingface_hub: the first with snapshot_download(dry_run=...)
+OLDEST = (1, 2)  # of huggingface_hub: reports bytes while a file is under way
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -61,8 +62,9 @@ def _huggingface_hub() -> Any:
             importlib.import_module(f"huggingface_hub.{part}")
     except ImportError:
         raise EngineMissing('downloading from the hub needs huggingface_hub: pip install "edgekit[build]"') from None
-    if int(api.__version__.split(".")[0]) < OLDEST:
-        raise EngineMissing(f'huggingface_hub {api.__version__} is too old, {OLDEST}.0 is needed: pip install -U "edgekit[build]"')
+    if tuple(int(part) for part in re.findall(r"\d+", api.__version__)[:2]) < OLDEST:
+        needed = ".".join(map(str, OLDEST))
+        raise EngineMissing(f'huggingface_hub {api.__version__} is too old, {needed} is needed: pip install -U "edgekit[build]"')
     return api
 
 

@@ -26,8 +26,8 @@ def headline(manifest: Manifest) -> str:
     )
 
 
-def summary(manifest: Manifest) -> dict[str, str | int | float]:
-    """What ``edge build --json`` says of one artifact."""
+def summary(manifest: Manifest) -> dict[str, str | int | float | None]:
+    """What ``edge build --json`` says of one artifact. not_tried: why the engine did not run it after the build, None where it did."""
     return {
         "model": manifest.model.name,
         "target": manifest.target,
@@ -36,6 +36,7 @@ def summary(manifest: Manifest) -> dict[str, str | int | float]:
         "bits_per_weight": manifest.scheme.bits_per_weight,
         "context": manifest.context.length,
         "bytes": stored_bytes(manifest),
+        "not_tried": manifest.conformance.greedy.reason,
     }
 
 

@@ -60,11 +60,22 @@ def read_prompt(given: str | None, stdin: TextIO) -> str:
         raise UsageError('there is no prompt; give one: edge run DIR "PROMPT", or pipe it in')
     try:
         if given is None or given == "-":
-            return stdin.buffer.read().decode("utf-8").removesuffix("\n").removesuffix("\r")
+            given = stdin.buffer.read().decode("utf-8").removesuffix("\n").removesuffix("\r")
         given.encode("utf-8")
     except UnicodeError as error:
         raise UsageError(f"the prompt is not UTF-8: {error}") from None
+    if not given:
+        raise UsageError('the prompt is empty; give one: edge run DIR "PROMPT", or pipe it in')
     return given
+
+
+def make_sampling(temperature: float, top_k: int, top_p: float, min_p: float, repetition_penalty: float, seed: int | None) -> Sampling:
+    """The options as Sampling. Raises UsageError for what would change nothing, because without a temperature nothing is drawn."""
+    given = {"--top-k": top_k > 0, "--top-p": top_p < 1, "--min-p": min_p > 0, "--seed": seed is not None}
+    idle = [option for option, used in given.items() if used]
+    if idle and not temperature:
+        raise UsageError(f"{', '.join(idle)} would change nothing: the likeliest token is taken each time; add --temperature, such as 0.8")
+    return Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
 
 
 def start(system: str | None) -> list[dict[str, str]]:
@@ -162,15 +173,21 @@ def _reply(
 
 
 def ask() -> str:
-    """One line from the terminal, with editing where the platform has it; from a pipe without a prompt sign."""
-    if not sys.stdin.isatty():
-        line = sys.stdin.readline()
-        if not line:
-            raise EOFError
-        return line.rstrip("\r\n")
-    with contextlib.suppress(ImportError):
-        import readline  # noqa: F401  (importing it gives input() its editing)
-    return input("> ")
+    """One line from the terminal, with editing where the platform has it; from a pipe, as UTF-8, without a prompt sign.
+
+    Raises EOFError at the end, UsageError for what is no text.
+    """
+    try:
+        if not sys.stdin.isatty():
+            line = sys.stdin.buffer.readline().decode("utf-8")
+            if not line:
+                raise EOFError
+            return line.rstrip("\r\n")
+        with contextlib.suppress(ImportError):
+            import readline  # noqa: F401  (importing it gives input() its editing)
+        return input("> ")
+    except UnicodeError as error:
+        raise UsageError(f"the input is not UTF-8: {error}") from None
 
 
 def _note(text: str) -> None:

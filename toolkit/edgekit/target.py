@@ -71,8 +71,8 @@ def load_target(name_or_path: str | Path) -> Target:
         known = target_names()
         if str(name_or_path) not in known:
             close = difflib.get_close_matches(str(name_or_path).lower(), known, n=1)
-            hint = f", did you mean {close[0]!r}?" if close else ""
-            raise TargetError(f"unknown target {str(name_or_path)!r}{hint} Known: {', '.join(known)}; or give the path of a .toml file")
+            hint = f", did you mean {close[0]!r}? Known" if close else "; known"
+            raise TargetError(f"unknown target {str(name_or_path)!r}{hint}: {', '.join(known)}; or give the path of a .toml file")
         path = data_folder("targets") / f"{name_or_path}.toml"
     try:
         data = tomllib.loads(path.read_text(encoding="utf-8"))

@@ -1,9 +1,17 @@
-"""What an engine's export tells the build about the files it wrote."""
+"""What an engine's export tells the build: before the long job what it will take, afterwards what it wrote."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from edgekit.artifact import Scalar, TensorFormat
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Bytes. weights: of the engine's files. cache: of the KV cache for each token of context."""
+
+    weights: int
+    cache: int
 
 
 @dataclass(frozen=True)

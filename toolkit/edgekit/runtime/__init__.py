@@ -11,6 +11,7 @@ Nothing here imports anything of the build side.
 """
 
 import importlib
+import operator
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -91,7 +92,7 @@ class Runtime:
         processors: Sequence[Processor] = (),
         tools: Sequence[Mapping[str, object]] | None = None,
     ) -> Iterator[Step]:
-        """Answers ``[{"role": "user", "content": "..."}]`` through the model's chat template; otherwise as ``generate``.
+        """Answers messages, ``[{"role": "user", "content": "..."}]``, through the model's chat template; otherwise as ``generate``.
 
         Raises TemplateError too: the artifact has no template, or it refuses the messages.
         """
@@ -117,7 +118,8 @@ class Runtime:
         return collect(steps, len(ids), began)
 
     def render(self, messages: Messages, *, tools: Sequence[Mapping[str, object]] | None = None) -> str:
-        """The prompt that the chat template makes of ``messages``. Raises TemplateError."""
+        """The prompt that the chat template makes of ``messages`` (at least one). Raises TemplateError, UsageError."""
+        _check_messages(messages)
         if self._template is None:
             raise TemplateError(f"{self.manifest.model.name} has no chat template; give text instead of messages (edge run --raw)")
         return self._template.render(messages, tools=tools)
@@ -132,14 +134,21 @@ class Runtime:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
 
-    def _ids(self, prompt: str | Sequence[int]) -> Sequence[int]:
+    def _ids(self, prompt: str | Sequence[int]) -> list[int]:
+        """Token ids as Python's own integers, whatever holds them (a numpy array, too)."""
         if isinstance(prompt, str):
             return self.tokenizer.encode(prompt, add_bos=True)
         size = self.manifest.tokens.vocab_size
-        wrong = next((token for token in prompt if not 0 <= token < size), None)
+        try:
+            ids = [operator.index(token) for token in prompt]
+        except TypeError as error:
+            raise UsageError(
+                f"a prompt is text or a sequence of token ids, messages go to chat; found {type(prompt).__name__}: {error}"
+            ) from None
+        wrong = next((token for token in ids if not 0 <= token < size), None)
         if wrong is not None:
             raise UsageError(f"token id {wrong} is outside the vocabulary of {size}")
-        return prompt
+        return ids
 
     def _generate(
         self,
@@ -164,7 +173,14 @@ class Runtime:
 
 
 def _is_chat(prompt: str | Sequence[int] | Messages) -> bool:
-    return not isinstance(prompt, str) and len(prompt) > 0 and isinstance(prompt[0], Mapping)
+    return isinstance(prompt, Sequence) and len(prompt) > 0 and isinstance(prompt[0], Mapping)
+
+
+def _check_messages(messages: object) -> None:
+    """A template would take text for messages without a word to say, and answer nothing."""
+    listed: Sequence[object] = messages if isinstance(messages, Sequence) else ()
+    if not listed or not all(isinstance(m, Mapping) and isinstance(m.get("role"), str) for m in listed):
+        raise UsageError('chat takes messages: [{"role": "user", "content": "..."}]; for text use generate')
 
 
 def _open_session(directory: Path, manifest: Manifest, threads: int | None) -> Session:

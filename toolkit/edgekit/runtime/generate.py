@@ -86,12 +86,12 @@ def generate(
         raise UsageError("a stop string cannot be empty")
     if max_tokens is not None and max_tokens < 1:
         raise UsageError(f"max_tokens has to be at least 1; found {max_tokens}")
-    if not prompt:
+    if not len(prompt):
         raise UsageError("the prompt is empty: there is no token to start from")
     if len(prompt) >= context:
         raise ContextOverflow(
             f"the prompt has {len(prompt):,} tokens and the context of this artifact holds {context:,}, prompt and answer together; "
-            "shorten the prompt, or build with more context: edge build MODEL --context N"
+            "shorten the prompt, or, where the model itself can hold more, build with more context: edge build MODEL --context N"
         )
     room = context - len(prompt)
     limit = room if max_tokens is None else min(room, max_tokens)

@@ -20,7 +20,10 @@ from numpy.typing import NDArray
 from edgekit.errors import EngineError, UsageError
 
 Processor = Callable[[Sequence[int], NDArray[np.float32]], NDArray[np.float32]]
-"""``(all tokens so far, logits float32 [vocab]) -> logits float32 [vocab]``: -inf forbids a token. It may change ``logits`` in place."""
+"""``(all tokens so far, logits float32 [vocab]) -> logits float32 [vocab]``: -inf forbids a token. It may change ``logits`` in place.
+
+The tokens are a tuple: the sequence itself is not a processor's to change.
+"""
 
 
 def _check(name: str, value: object, good: bool, wanted: str) -> None:
@@ -74,7 +77,7 @@ class Sampler:
         """The next token after ``tokens`` and its log-probability (natural) under the model itself: before penalty, processors
         and filters. ``logits`` float32 [vocab] is left as it is.
 
-        Raises EngineError when a logit is NaN or infinite, UsageError when the processors leave no token.
+        Raises EngineError when a logit is NaN or infinite, UsageError when the processors leave no token or return no logits.
         """
         top = float(logits.max())
         total = float(np.exp(logits - np.float32(top)).sum(dtype=np.float64)) if math.isfinite(top) else math.nan
@@ -93,10 +96,9 @@ class Sampler:
         scores = logits
         if penalty != 1:
             scores = penalized(logits, self._count(tokens, logits.size), penalty)
+        given = tuple(tokens) if self._processors else ()
         for process in self._processors:
-            scores = process(tokens, scores.copy() if scores is logits else scores)
-            if scores.shape != logits.shape:
-                raise UsageError(f"a logit processor returned shape {scores.shape}, the vocabulary has {logits.shape}")
+            scores = _logits(process(given, scores.copy() if scores is logits else scores), logits.size)
         return scores
 
     def _count(self, tokens: Sequence[int], vocabulary: int) -> NDArray[np.bool_]:
@@ -105,6 +107,14 @@ class Sampler:
         seen[np.asarray(tokens[self._counted :], np.intp)] = True
         self._seen, self._counted = seen, len(tokens)
         return seen
+
+
+def _logits(returned: object, vocabulary: int) -> NDArray[np.float32]:
+    """What a processor returned, if it is logits; other precisions than float32 are converted."""
+    if isinstance(returned, np.ndarray) and returned.shape == (vocabulary,) and np.issubdtype(returned.dtype, np.floating):
+        return returned.astype(np.float32, copy=False)
+    found = f"{returned.dtype} of shape {returned.shape}" if isinstance(returned, np.ndarray) else type(returned).__name__
+    raise UsageError(f"a logit processor must return the logits (float32 [vocab], here {vocabulary}); found {found}")
 
 
 def penalized(logits: NDArray[np.float32], seen: NDArray[np.bool_], penalty: float) -> NDArray[np.float32]:

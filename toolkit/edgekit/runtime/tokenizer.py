@@ -84,6 +84,8 @@ class TextStream:
 
     With ``context`` (tokens in front that were shown already) it is ``decode(context + tokens)`` without its beginning ``decode(context)``;
     so text that continues a prompt keeps the space in front of its first word, which ``decode(tokens)`` strips in Llama's vocabularies.
+    Of the context only what follows its last special token counts. Where it ends with one (a chat's prompt does), there is none: an
+    answer begins there, and its pieces add up to ``decode(tokens)``, without that space.
 
     A UTF-8 character is returned with its last byte. Byte-fallback tokens are held until their run ends: the library decodes a run as a
     whole, and a single stray byte turns all of it into U+FFFD.

@@ -5,7 +5,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgekit.engines.exported import Exported
+from edgekit.engines.exported import Exported, Footprint
 from edgekit.engines.null.session import FILE
 from edgekit.models import Model
 from edgekit.progress import Progress
@@ -21,6 +21,11 @@ class NullOptions:
 def check(model: Model, scheme: QuantScheme, target: Target) -> None:
     """Raises TargetError when the target sets an option."""
     parse_options(target.options, NullOptions, f"target {target.name}")
+
+
+def footprint(model: Model, scheme: QuantScheme, target: Target) -> Footprint:
+    """Next to nothing, and no cache."""
+    return Footprint(weights=1024, cache=0)
 
 
 def export(model: Model, scheme: QuantScheme, target: Target, directory: Path, progress: Progress) -> Exported:

@@ -6,7 +6,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from edgekit.companions import read_companions
-from edgekit.engines.exported import Exported
+from edgekit.engines.exported import Exported, Footprint
 from edgekit.engines.onnx import weights
 from edgekit.engines.onnx.genai_config import genai_config
 from edgekit.engines.onnx.graph import build
@@ -30,6 +30,13 @@ def check(model: Model, scheme: QuantScheme, target: Target) -> None:
                 f"target {target.name}: ONNX Runtime's GroupQueryAttention needs {what} to have a multiple of 16 dimensions; "
                 f"{model.checkpoint.source.name} has {dims}. Build this model for a target with another engine (edge targets)."
             )
+
+
+def footprint(model: Model, scheme: QuantScheme, target: Target) -> Footprint:
+    """The planned size of ``model.onnx.data``, and float32 keys and values of every layer."""
+    decoder = model.decoder
+    _, data = build(decoder, scheme, min(decoder.context, target.context), onnx_options(target).accuracy_level)
+    return Footprint(data.size, 2 * 4 * decoder.layers * decoder.kv_heads * decoder.head_dim)
 
 
 def export(model: Model, scheme: QuantScheme, target: Target, directory: Path, progress: Progress) -> Exported:

@@ -9,7 +9,8 @@ from edgekit.models.decoder import DecoderConfig
 MAX_LENGTH = 4096
 """genai reserves a KV cache of ``search.max_length`` at once: a model's 128k would take tens of GB. A caller may set more."""
 PHI3_RESTART = 4096
-"""genai computes a sequence anew when it grows from this many tokens to one more, for type ``phi3`` only, whatever the config says."""
+"""genai computes a sequence anew when it grows from this many tokens to one more, for type ``phi3`` only, whatever the config says. With
+LongRoPE of another switch it would go on with mixed factors, so there ``search.max_length`` ends at the switch."""
 
 
 def genai_config(decoder: DecoderConfig, context: int, model_file: str, tokens: TokenInfo, pad: int | None) -> dict[str, object]:
@@ -48,7 +49,7 @@ def genai_config(decoder: DecoderConfig, context: int, model_file: str, tokens: 
         },
         "search": {
             "do_sample": False,
-            "max_length": min(context, MAX_LENGTH),
+            "max_length": max_length(decoder, context),
             "min_length": 0,
             "num_beams": 1,
             "num_return_sequences": 1,
@@ -59,6 +60,13 @@ def genai_config(decoder: DecoderConfig, context: int, model_file: str, tokens: 
             "top_p": 1.0,
         },
     }
+
+
+def max_length(decoder: DecoderConfig, context: int) -> int:
+    """Most tokens of a sequence in genai unless its caller sets more."""
+    switch = decoder.rope.switch
+    safe = context if switch is None or switch == PHI3_RESTART else min(context, switch)
+    return min(safe, MAX_LENGTH)
 
 
 def model_type(decoder: DecoderConfig) -> str:

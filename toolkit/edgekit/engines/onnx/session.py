@@ -2,6 +2,7 @@
 
 import os
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,9 +38,10 @@ def open_session(directory: Path, manifest: Manifest, *, threads: int | None = N
         raise EngineMissing(f'this artifact runs on ONNX Runtime ({error}); install it: pip install "edgekit[onnx]"') from None
     needed = manifest.engine.requires.get("onnxruntime", "0")
     if release(onnxruntime.__version__) < release(needed):
+        python = "" if sys.version_info >= (3, 11) else " (from 1.24 on it needs Python 3.11 or newer)"
         raise EngineMissing(
             f"this artifact needs onnxruntime {needed} or newer, installed is {onnxruntime.__version__}; "
-            f'upgrade it: pip install --upgrade "onnxruntime>={needed}"'
+            f'upgrade it: pip install --upgrade "onnxruntime>={needed}"{python}'
         )
     onnxruntime.disable_telemetry_events()
     options = onnxruntime.SessionOptions()
