@@ -1,0 +1,221 @@
+"""Builds a full-size random model with edgekit and with the official converters, on the same files, in turns, as a Markdown table.
+
+    python bench/build.py --runs 3                                     # Phi-3.5-mini; 30 GB of disk; the ONNX builder takes 24 GB of memory
+    python bench/build.py --only edgekit --only mlx --layers 2         # a quick look
+    python bench/build.py --model mistral-7b --only edgekit
+
+Each tool has a virtual environment of its own below --scratch, made at the first run and kept there (take CPU wheels of PyTorch: pip's
+configuration decides). A converter that is killed for the memory it takes is reported as killed. Linux and macOS.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import measure
+
+ROOT = Path(__file__).resolve().parent.parent
+PLAIN = """
+import sys
+from edgekit.engines.onnx import weights
+calls, searching = [], weights.quantize
+def plain(weight, format, *, name, **options):
+    calls.append(name)
+    return searching(weight, format, name=name, **options | {"search": False})
+weights.quantize = plain
+from edgekit import cli
+try:
+    cli.app()
+finally:
+    calls or sys.exit("nothing was rounded plainly: bench/build.py no longer knows where edgekit quantizes")
+"""
+
+
+@dataclass(frozen=True)
+class Tool:
+    """packages: what is installed in its environment. shown: packages whose version is reported."""
+
+    packages: tuple[str, ...]
+    shown: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Route:
+    """One way to build. command: from the environment's Python, the checkpoint, the output and a directory for anything else."""
+
+    name: str
+    tool: str
+    command: Callable[[str, Path, Path, Path], list[str]]
+
+
+TOOLS = {
+    "edgekit": Tool(("--editable", f"{ROOT}[build,onnx]"), ("numpy", "onnx-ir", "onnxruntime")),
+    "mlx": Tool(("mlx[cpu]", "mlx-lm"), ("mlx", "mlx-lm", "transformers")),
+    "genai": Tool(
+        ("onnxruntime-genai==0.18.0", "onnxruntime", "onnx-ir", "onnx", "torch==2.13.0", "transformers"),
+        ("onnxruntime-genai", "torch", "transformers"),
+    ),
+    "optimum": Tool(("optimum-intel[openvino]", "nncf", "torch==2.13.0"), ("optimum-intel", "openvino", "nncf", "torch", "transformers")),
+}
+DEFAULT = ("edgekit", "mlx", "genai")
+
+
+def routes(tools: Sequence[str], targets: Sequence[str]) -> list[Route]:
+    found = []
+    for target in targets if "edgekit" in tools else ():
+        found.append(Route(f"edgekit {target}", "edgekit", edgekit(target, "-m", "edgekit.cli")))
+        found.append(Route(f"edgekit {target}, min/max", "edgekit", edgekit(target, "-c", PLAIN)))
+    known = [
+        Route("mlx_lm.convert, g128", "mlx", lambda p, m, o, _: mlx(p, m, o, 128)),
+        Route("mlx_lm.convert, g32", "mlx", lambda p, m, o, _: mlx(p, m, o, 32)),
+        Route("onnxruntime-genai builder", "genai", genai),
+        Route("optimum-cli export openvino, g128", "optimum", optimum),
+    ]
+    return found + [route for route in known if route.tool in tools]
+
+
+def edgekit(target: str, *run: str) -> Callable[[str, Path, Path, Path], list[str]]:
+    return lambda python, model, out, _: [python, *run, "build", str(model), "--target", target, "--out", str(out), "--quiet"]
+
+
+def mlx(python: str, model: Path, out: Path, group: int) -> list[str]:
+    options = ["--hf-path", str(model), "--mlx-path", str(out), "-q", "--q-bits", "4", "--q-group-size", str(group)]
+    return [python, "-m", "mlx_lm", "convert", *options]
+
+
+def genai(python: str, model: Path, out: Path, aside: Path) -> list[str]:
+    return [python, "-m", "onnxruntime_genai.models.builder", "-i", str(model), "-o", str(out), "-p", "int4", "-e", "cpu", "-c", str(aside)]
+
+
+def optimum(python: str, model: Path, out: Path, _: Path) -> list[str]:
+    options = ["--task", "text-generation-with-past", "--weight-format", "int4", "--group-size", "128", "--ratio", "1.0"]
+    return [str(Path(python).with_name("optimum-cli")), "export", "openvino", "-m", str(model), *options, str(out)]
+
+
+def one(route: Route, python: Path, model: Path, scratch: Path, keep: bool) -> dict[str, object]:
+    """One run: everything measured, and what the tool left on disk."""
+    out = scratch / route.name.replace(" ", "_").replace("/", "-")
+    shutil.rmtree(out, ignore_errors=True)
+    log = scratch / f"{out.name}.log"
+    measure.warm(model)
+    with tempfile.TemporaryDirectory(dir=scratch) as aside:
+        command = route.command(str(python), model, out, Path(aside))
+        usage = measure.run(command, log=log, environment=quiet_environment(scratch))
+    result: dict[str, object] = {**asdict(usage), "bytes": measure.disk_bytes(out) if out.is_dir() else 0}
+    if usage.status:
+        tail = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-3:]
+        result["ended"] = f"killed by signal {-usage.status}" if usage.status < 0 else f"exit code {usage.status}: {' / '.join(tail)}"
+    if usage.status or not keep:
+        shutil.rmtree(out, ignore_errors=True)
+    return result
+
+
+def quiet_environment(scratch: Path) -> dict[str, str]:
+    """No hub, no telemetry, and the caches of all tools in the scratch folder."""
+    home = {"HF_HOME": str(scratch / "hf"), "XDG_CACHE_HOME": str(scratch / "cache")}
+    inherited = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    return {**inherited, **home, "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1"}
+
+
+def median(runs: list[dict[str, object]], key: str) -> float:
+    return statistics.median(float(str(run[key])) for run in runs)
+
+
+def row(name: str, runs: list[dict[str, object]], size: int) -> list[str]:
+    good = [run for run in runs if not run["status"]]
+    if not good:
+        return [name, str(runs[-1]["ended"]), *[""] * 2, f"{median(runs, 'peak') / 1e9:.2f}", *[""] * 2, f"{size / 1e6:.0f}", ""]
+    walls = [float(str(run["wall"])) for run in good]
+    failed = f" ({len(runs) - len(good)} of {len(runs)} failed: {runs[-1].get('ended', '')})" if len(good) < len(runs) else ""
+    return [
+        name,
+        f"{statistics.median(walls):.1f} ({min(walls):.1f} to {max(walls):.1f}){failed}",
+        f"{median(good, 'user'):.1f}",
+        f"{median(good, 'system'):.1f}",
+        f"{median(good, 'peak') / 1e9:.2f}",
+        f"{median(good, 'anonymous') / 1e9:.2f}",
+        f"{median(good, 'bytes') / 1e9:.2f}",
+        f"{size / 1e6:.0f}",
+        f"{median(good, 'load'):.1f}",
+    ]
+
+
+def show(result: dict[str, object], measured: dict[str, list[dict[str, object]]], sizes: dict[str, int]) -> str:
+    head = [
+        "converter",
+        "wall s: median (range)",
+        "user s",
+        "system s",
+        "peak RSS GB",
+        "of it own",
+        "artifact GB",
+        "environment MB",
+        "load before",
+    ]
+    rows = [row(name, runs, sizes[name]) for name, runs in measured.items() if runs]
+    return f"{measure.table(head, rows)}\n\n`{result['command']}`; {json.dumps(result['machine'])}; {json.dumps(result['versions'])}"
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", choices=("phi-3.5-mini", "mistral-7b"), default="phi-3.5-mini")
+    parser.add_argument("--layers", type=int, help="fewer than the model has, for a quick look")
+    parser.add_argument("--target", action="append", help="edgekit's (default: cpu); may be repeated")
+    parser.add_argument(
+        "--only", action="append", choices=list(TOOLS), help=f"tools to run; may be repeated (default: {', '.join(DEFAULT)})"
+    )
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--scratch", type=Path, help="where models, artifacts and environments go (default: a temporary folder)")
+    parser.add_argument("--keep", action="store_true", help="leave checkpoint and artifacts in --scratch")
+    parser.add_argument("--out", type=Path, default=ROOT / "bench" / "results" / "build.json")
+    return parser.parse_args()
+
+
+def main() -> None:
+    asked = arguments()
+    tools = asked.only or DEFAULT
+    scratch = asked.scratch or Path(tempfile.mkdtemp(prefix="edgekit-bench-"))
+    scratch.mkdir(parents=True, exist_ok=True)
+    model = scratch / "-".join([asked.model, *([str(asked.layers)] if asked.layers else [])])
+    pythons = {name: measure.environment(scratch / "environments" / name, TOOLS[name].packages) for name in tools}
+    if not (model / "model.safetensors.index.json").exists():
+        layers = ["--layers", str(asked.layers)] if asked.layers else []
+        maker = [str(pythons["edgekit"]) if "edgekit" in pythons else sys.executable, str(ROOT / "bench" / "synthetic.py")]
+        subprocess.run([*maker, asked.model, str(model), *layers], check=True)
+    chosen = routes(tools, asked.target or ["cpu"])
+    measured: dict[str, list[dict[str, object]]] = {route.name: [] for route in chosen}
+    sizes = {route.name: measure.disk_bytes(scratch / "environments" / route.tool) for route in chosen}
+    result: dict[str, object] = {
+        "command": "python bench/build.py " + " ".join(sys.argv[1:]),
+        "machine": measure.machine(),
+        "versions": {name: measure.versions(pythons[name], TOOLS[name].shown) for name in tools},
+        "checkpoint_bytes": measure.disk_bytes(model),
+        "environment_bytes": sizes,
+        "runs": measured,
+    }
+    try:
+        for turn in range(asked.runs):
+            # Each turn begins elsewhere, so that none always follows the same other one.
+            for route in [*chosen[turn % len(chosen) :], *chosen[: turn % len(chosen)]]:
+                measured[route.name].append(one(route, pythons[route.tool], model, scratch, asked.keep))
+                print(route.name, measured[route.name][-1], file=sys.stderr, flush=True)
+                asked.out.parent.mkdir(parents=True, exist_ok=True)
+                asked.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    finally:
+        if not asked.keep:
+            shutil.rmtree(model, ignore_errors=True)
+        if asked.scratch is None:
+            shutil.rmtree(scratch, ignore_errors=True)
+    print(show(result, measured, sizes))
+
+
+if __name__ == "__main__":
+    main()

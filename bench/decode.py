@@ -1,0 +1,207 @@
+"""Decodes with every engine on the same random model, in turns, each run in a fresh process, as a Markdown table.
+
+    python bench/decode.py --runs 3                                      # builds Phi-3.5-mini for `cpu` first; 10 GB of disk
+    python bench/decode.py --artifact DIR --official DIR --gguf FILE ... # with what bench/build.py --keep left, and GGUF files
+
+--official: the artifact of onnxruntime-genai's builder. --gguf: made by bench/random_gguf.py; needs --llama, which compiles
+llama-cpp-python. The first turn finds the model's files on disk ("cold"), the others in the page cache. Linux and macOS.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import measure
+
+ROOT = Path(__file__).resolve().parent.parent
+ONE = str(ROOT / "bench" / "decode_one.py")
+EDGEKIT = ("--editable", f"{ROOT}[build,onnx]", "onnxruntime-genai==0.18.0")
+LLAMA = ("llama-cpp-python", "gguf")
+SHOWN = ("numpy", "onnxruntime", "onnxruntime-genai", "llama-cpp-python")
+Run = dict[str, object]
+
+
+@dataclass(frozen=True)
+class Route:
+    """kind: of decode_one.py. threads: None leaves them to the engine."""
+
+    name: str
+    kind: str
+    path: Path
+    threads: int | None
+
+
+def routes(artifact: Path, official: Path | None, gguf: list[Path], cores: int) -> list[Route]:
+    found = [
+        Route("edgekit", "loop", artifact, None),
+        Route("edgekit's session alone", "bare", artifact, None),
+        Route(f"genai opening edgekit's, {cores} threads", "genai", artifact, cores),
+        Route("genai opening edgekit's, as it comes", "genai", artifact, None),
+    ]
+    if official is not None:
+        found.append(Route(f"genai, its builder's, {cores} threads", "genai", official, cores))
+        found.append(Route("genai, its builder's, as it comes", "genai", official, None))
+    return found + [Route(f"llama.cpp {path.stem}", "llama.cpp", path, cores) for path in gguf]
+
+
+def child(python: Path, *words: str) -> object:
+    """What a run of decode_one.py printed last. Raises SystemExit with its own words when it fails."""
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    done = subprocess.run([python, ONE, *words], capture_output=True, text=True, env=environment)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(words)}: exit code {done.returncode}\n{done.stderr[-2000:]}")
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def one(route: Route, python: Path, cold: bool) -> Run:
+    """One process: loads, decodes, ends."""
+    folder = route.path.parent if route.path.is_file() else route.path
+    (measure.chill if cold else measure.warm)(folder)
+    load = os.getloadavg()[0]
+    threads = ["--threads", str(route.threads)] if route.threads else []
+    found = child(python, route.kind, str(route.path), *threads)
+    assert isinstance(found, dict)
+    return {**found, "cold": cold, "load_average": load}
+
+
+def first_output(python: Path, artifact: Path, prompt: str) -> float:
+    """Seconds from the start of `edge run` to its first byte of answer."""
+    measure.warm(artifact)
+    began = time.perf_counter()
+    command = [str(python), "-m", "edgekit.cli", "run", str(artifact), prompt, "--raw", "--max-tokens", "8"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+        assert process.stdout is not None
+        process.stdout.read(1)
+        seconds = time.perf_counter() - began
+        process.stdout.read()
+    return seconds
+
+
+def middle(runs: list[Run], *keys: str) -> float:
+    """Median over the runs of a number that lies this deep."""
+    found = []
+    for run in runs:
+        value: object = run
+        for key in keys:
+            value = value[key]  # type: ignore[index]
+        found.append(float(str(value)))
+    return statistics.median(found)
+
+
+def row(route: Route, runs: list[Run], weights: int, bandwidth: float) -> list[str]:
+    warm = [run for run in runs if not run["cold"]] or runs
+    cold = [run for run in runs if run["cold"]]
+    size = measure.disk_bytes(route.path) if route.path.is_dir() else route.path.stat().st_size
+    return [
+        route.name,
+        f"{middle(warm, 'load'):.1f}" + (f" / {middle(cold, 'load'):.1f}" if cold else ""),
+        f"{middle(warm, 'first', 'prefill'):.2f}",
+        f"{middle(warm, 'first', 'prefill_rate'):.0f} / {middle(warm, '64', 'prefill_rate'):.0f}",
+        f"{middle(warm, '1024', 'prefill_rate'):.0f}",
+        f"{middle(warm, '64', 'decode_rate'):.2f}",
+        f"{middle(warm, '1024', 'decode_rate'):.2f}",
+        f"{middle(warm, '64', 'decode_rate') * weights / bandwidth:.0%}",
+        f"{size / 1e9:.2f}",
+        f"{middle(warm, '64', 'peak') / 1e9:.2f} / {middle(warm, '1024', 'peak') / 1e9:.2f}",
+        f"{middle(warm, 'load_average'):.1f}",
+    ]
+
+
+def show(result: Run, chosen: list[Route], measured: dict[str, list[Run]], weights: dict[str, int], bandwidths: list[float]) -> str:
+    head = ["engine and artifact", "load s: warm / cold", "first TTFT s", "prefill 64: first / second", "prefill 1,024", "decode at 64"]
+    head += ["decode at 1,024", "of DRAM bandwidth", "size GB", "peak RSS GB at 64 / 1,024", "load average"]
+    rate = statistics.median(bandwidths)
+    rows = [row(route, measured[route.name], weights[str(route.path)], rate) for route in chosen if measured[route.name]]
+    outputs = result["edge_run_first_output"]
+    assert isinstance(outputs, list)
+    genai = measured[next(route.name for route in chosen if route.kind == "genai")]
+    lines = [
+        measure.table(head, rows),
+        "",
+        f"Tokens a second, greedy, one sequence. DRAM bandwidth {rate / 1e9:.1f} GB/s (numpy, all cores; {len(bandwidths)} times).",
+        f"`edge run` to its first byte: {statistics.median(outputs):.2f} s; genai's load and first token on the same files: "
+        f"{middle(genai[-1:], 'load') + middle(genai[-1:], 'first', 'prefill'):.2f} s.",
+        f"`{result['command']}`; {json.dumps(result['machine'])}; {json.dumps(result['versions'])}",
+    ]
+    return "\n".join(lines)
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", choices=("phi-3.5-mini", "mistral-7b"), default="phi-3.5-mini")
+    parser.add_argument("--layers", type=int, help="fewer than the model has, for a quick look")
+    parser.add_argument("--artifact", type=Path, help="what edgekit built for `cpu` (default: build it)")
+    parser.add_argument("--official", type=Path, help="the onnxruntime-genai builder's artifact of the same checkpoint")
+    parser.add_argument("--gguf", type=Path, action="append", default=[], help="for llama.cpp; may be repeated")
+    parser.add_argument("--llama", action="store_true", help="make the environment for --gguf (compiles)")
+    parser.add_argument("--runs", type=int, default=3, help="turns; the first is cold")
+    parser.add_argument("--scratch", type=Path, help="where environments, and the model if it is built, go (default: a temporary folder)")
+    parser.add_argument("--out", type=Path, default=ROOT / "bench" / "results" / "decode.json")
+    asked = parser.parse_args()
+    if asked.gguf and not asked.llama:
+        parser.error("--gguf needs --llama")
+    return asked
+
+
+def build(python: Path, asked: argparse.Namespace, scratch: Path) -> Path:
+    """The artifact of a random model; its checkpoint is removed again."""
+    model, artifact = scratch / asked.model, scratch / f"{asked.model}-decode"
+    layers = ["--layers", str(asked.layers)] if asked.layers else []
+    subprocess.run([python, str(ROOT / "bench" / "synthetic.py"), asked.model, str(model), *layers], check=True, stdout=sys.stderr)
+    command = [str(python), "-m", "edgekit.cli", "build", str(model), "--target", "cpu", "--out", str(artifact), "--force", "--quiet"]
+    subprocess.run(command, check=True)
+    shutil.rmtree(model)
+    return artifact
+
+
+def main() -> None:
+    asked = arguments()
+    scratch = asked.scratch or Path(tempfile.mkdtemp(prefix="edgekit-bench-"))
+    environments = scratch / "environments"
+    environments.mkdir(parents=True, exist_ok=True)
+    python = measure.environment(environments / "decode", EDGEKIT)
+    llama = measure.environment(environments / "llama", LLAMA) if asked.llama else python
+    artifact = asked.artifact or build(python, asked, scratch)
+    chosen = routes(artifact, asked.official, asked.gguf, os.cpu_count() or 1)
+    pythons = {route.name: llama if route.kind == "llama.cpp" else python for route in chosen}
+    weights = {str(route.path): int(str(child(pythons[route.name], "weight-bytes", str(route.path)))) for route in chosen}
+    prompt = str(child(python, "prompt", str(artifact)))
+    measured: dict[str, list[Run]] = {route.name: [] for route in chosen}
+    bandwidths: list[float] = []
+    outputs: list[float] = []
+    result: Run = {
+        "command": "python bench/decode.py " + " ".join(sys.argv[1:]),
+        "machine": measure.machine(),
+        "versions": measure.versions(python, SHOWN) | (measure.versions(llama, SHOWN[3:]) if asked.llama else {}),
+        "weight_bytes": weights,
+        "bandwidth": bandwidths,
+        "edge_run_first_output": outputs,
+        "runs": measured,
+    }
+    try:
+        for turn in range(asked.runs):
+            bandwidths.append(float(str(child(python, "bandwidth"))))
+            for route in [*chosen[turn % len(chosen) :], *chosen[: turn % len(chosen)]]:
+                measured[route.name].append(one(route, pythons[route.name], cold=turn == 0))
+                print(route.name, json.dumps(measured[route.name][-1]), file=sys.stderr, flush=True)
+            outputs.append(first_output(python, artifact, prompt))
+            asked.out.parent.mkdir(parents=True, exist_ok=True)
+            asked.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        print(show(result, chosen, measured, weights, bandwidths))
+    finally:
+        if asked.artifact is None:
+            shutil.rmtree(artifact, ignore_errors=True)
+        if asked.scratch is None:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,218 @@
+"""One engine in a process of its own: loads a model, continues prompts, prints what it took as JSON. Run by bench/decode.py.
+
+    python bench/decode_one.py loop DIR --threads 2
+
+Greedy, one sequence, stop tokens ignored (a random model says them any time). Every prompt differs from its first token on, so
+nothing is reused. ``first`` is the first prompt after the load: it pays for page faults and whatever an engine puts off until then.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+import measure
+
+PROMPTS = {"first": 64, "64": 64, "1024": 1024}
+STEPS = 32
+LIMIT = 1024 + 2 * STEPS
+"""Tokens of prompt and answer that an engine which reserves its cache at once is told of."""
+
+
+class Engine(Protocol):
+    def start(self, prompt: list[int]) -> None:
+        """Forgets everything, computes the prompt and chooses the first token."""
+
+    def step(self) -> None:
+        """One token more."""
+
+
+class Loop:
+    """edgekit's runtime loop: sampler, logprob and text included."""
+
+    def __init__(self, path: Path, threads: int | None) -> None:
+        import edgekit
+        from edgekit.runtime.prefix import PrefixCache
+
+        self.runtime = edgekit.load(path, threads=threads)
+        self.cache = PrefixCache(self.runtime.session, switch=self.runtime.manifest.context.rope_switch)
+
+    def start(self, prompt: list[int]) -> None:
+        from edgekit.runtime.generate import generate
+
+        stream = self.runtime.tokenizer.stream(prompt)
+        self.steps = generate(self.cache, prompt, stream, context=self.runtime.context, stop_tokens=())
+        next(self.steps)
+
+    def step(self) -> None:
+        next(self.steps)
+
+
+class Bare:
+    """edgekit's session without the loop around it: tokens in, argmax out."""
+
+    def __init__(self, path: Path, threads: int | None) -> None:
+        import edgekit
+
+        self.session = edgekit.load(path, threads=threads).session
+
+    def start(self, prompt: list[int]) -> None:
+        self.session.rewind(0)
+        self.token = int(np.argmax(self.session.forward(prompt)))
+
+    def step(self) -> None:
+        self.token = int(np.argmax(self.session.forward([self.token])))
+
+
+class Genai:
+    """onnxruntime-genai's own loop."""
+
+    def __init__(self, path: Path, threads: int | None) -> None:
+        import onnxruntime_genai as og
+
+        self.og = og
+        config = og.Config(str(path))
+        if threads:
+            config.overlay(json.dumps({"model": {"decoder": {"session_options": {"intra_op_num_threads": threads}}}}))
+        self.model = og.Model(config)
+
+    def start(self, prompt: list[int]) -> None:
+        params = self.og.GeneratorParams(self.model)
+        params.set_search_options(max_length=LIMIT, min_length=LIMIT, do_sample=False)
+        if hasattr(self, "generator"):
+            del self.generator  # its cache goes before the next one's comes
+        self.generator = self.og.Generator(self.model, params)
+        self.generator.append_tokens(np.array(prompt, np.int32))
+        self.generator.generate_next_token()
+
+    def step(self) -> None:
+        self.generator.generate_next_token()
+
+
+class LlamaCpp:
+    def __init__(self, path: Path, threads: int | None) -> None:
+        import llama_cpp
+
+        self.low = llama_cpp
+        count = threads or os.cpu_count() or 1
+        self.llama = llama_cpp.Llama(str(path), n_ctx=LIMIT, n_threads=count, n_threads_batch=count, verbose=False)
+
+    def start(self, prompt: list[int]) -> None:
+        self.llama.reset()
+        self._eval(prompt)
+
+    def step(self) -> None:
+        self._eval([self.token])
+
+    def _eval(self, tokens: list[int]) -> None:
+        self.llama.eval(tokens)
+        logits = self.low.llama_get_logits_ith(self.llama.ctx, -1)
+        self.token = int(np.argmax(np.ctypeslib.as_array(logits, (self.llama.n_vocab(),))))
+
+
+ENGINES: dict[str, Callable[[Path, int | None], Engine]] = {"loop": Loop, "bare": Bare, "genai": Genai, "llama.cpp": LlamaCpp}
+
+
+def onnx_weight_bytes(directory: Path) -> int:
+    """Bytes of what MatMulNBits nodes read."""
+    import onnx
+
+    graph = onnx.load(str(directory / "model.onnx"), load_external_data=False).graph
+    read = {name for node in graph.node if node.op_type == "MatMulNBits" for name in node.input}
+    return sum(stored(t) for t in graph.initializer if t.name in read)
+
+
+def stored(tensor: object) -> int:
+    length = next((e.value for e in tensor.external_data if e.key == "length"), None)  # type: ignore[attr-defined]
+    return int(length) if length is not None else tensor.ByteSize()  # type: ignore[attr-defined]
+
+
+def gguf_weight_bytes(path: Path) -> int:
+    import gguf
+
+    return sum(int(t.n_bytes) for t in gguf.GGUFReader(path).tensors if t.name != "token_embd.weight")
+
+
+def weight_bytes(path: Path) -> int:
+    """Bytes of weights that one token has to read: all matrices but the embedding."""
+    return gguf_weight_bytes(path) if path.suffix == ".gguf" else onnx_weight_bytes(path)
+
+
+def measured(kind: str, path: Path, threads: int | None) -> dict[str, object]:
+    rng = np.random.default_rng(0)
+    before = time.perf_counter()
+    engine = ENGINES[kind](path, threads)
+    result: dict[str, object] = {"load": time.perf_counter() - before, "rss_loaded": measure.status_bytes("VmHWM")}
+    for name, length in PROMPTS.items():
+        prompt = rng.integers(0, 31000, length).tolist()
+        began = time.perf_counter()
+        engine.start(prompt)
+        prefill = time.perf_counter() - began
+        steps = []
+        for _ in range(STEPS):
+            began = time.perf_counter()
+            engine.step()
+            steps.append(time.perf_counter() - began)
+        result[name] = {
+            "prefill": prefill,
+            "prefill_rate": length / prefill,
+            "decode_rate": 1 / statistics.median(steps),
+            "decode_rate_mean": STEPS / sum(steps),
+            "peak": measure.status_bytes("VmHWM"),
+            "anonymous": measure.status_bytes("RssAnon"),
+        }
+    return result
+
+
+def bandwidth(threads: int) -> float:
+    """Bytes a second that numpy reads from memory, best of five: each thread sums up half a gigabyte of its own."""
+    arrays = [np.ones(1 << 27, np.float32) for _ in range(threads)]
+    best = 0.0
+    for _ in range(5):
+        workers = [threading.Thread(target=np.dot, args=(a, a)) for a in arrays]
+        began = time.perf_counter()
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+        best = max(best, sum(a.nbytes for a in arrays) / (time.perf_counter() - began))
+    return best
+
+
+def prompt_text(directory: Path, tokens: int) -> str:
+    """A text of so many tokens."""
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
+    text = ""
+    while len(tokenizer.encode(text).ids) < tokens:
+        text += " abc"
+    return text
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("kind", choices=[*ENGINES, "bandwidth", "prompt", "weight-bytes"])
+    parser.add_argument("path", type=Path, nargs="?", default=Path())
+    parser.add_argument("--threads", type=int)
+    asked = parser.parse_args()
+    if asked.kind == "bandwidth":
+        found: object = bandwidth(asked.threads or os.cpu_count() or 1)
+    elif asked.kind == "prompt":
+        found = prompt_text(asked.path, PROMPTS["first"])
+    elif asked.kind == "weight-bytes":
+        found = weight_bytes(asked.path)
+    else:
+        found = measured(asked.kind, asked.path, asked.threads)
+    print("\n" + json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
