@@ -83,7 +83,7 @@ def main() -> None:
         "bits_per_weight": bits,
         "scores": scores,
     }
-    print(exam.table(scores))
+    print(exam.table(scores, tasks=True))
     if arguments.out:
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
         arguments.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")

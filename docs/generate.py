@@ -45,10 +45,17 @@ def model_table() -> str:
 
 def scheme_table() -> str:
     rows = [
-        [f"`{s.name}`", str(s.linear.group), f"{s.linear.bits_per_weight:.3f}", f"{s.lm_head.bits} bits, {s.lm_head.bits_per_weight:.3f}"]
+        [
+            f"`{s.name}`",
+            str(s.linear.group),
+            f"{s.linear.bits_per_weight:.3f}",
+            # ONNX Runtime's kernels take scales of 32 bits
+            f"{s.linear.bits_per_weight + 16 / s.linear.group:.3f}",
+            f"{s.lm_head.bits} bits, {s.lm_head.bits_per_weight:.3f}",
+        ]
         for s in SCHEMES.values()
     ]
-    return table(["scheme", "group", "bits a weight", "embedding and lm_head"], rows)
+    return table(["scheme", "group", "bits a weight", "in an ONNX artifact", "embedding and lm_head"], rows)
 
 
 def exit_codes() -> str:
@@ -56,24 +63,38 @@ def exit_codes() -> str:
     meaning = dict(re.findall(r"(?m)^ [├└]─ (\w+) +\d+ +(.+)$", errors.__doc__ or ""))
     kinds = [k for k in vars(errors).values() if isinstance(k, type) and "exit_code" in vars(k) and k.__name__ in meaning]
     rows = [[str(k.exit_code), f"`{k.__name__}`", meaning[k.__name__]] for k in sorted(kinds, key=lambda k: k.exit_code)]
-    return table(["code", "kind", "meaning"], [["0", "", "done"], *rows, ["130", "", "ended by Ctrl-C"]])
+    return table(["code", "kind", "meaning"], [["0", "", "done"], ["1", "", "anything else"], *rows, ["130", "", "ended by Ctrl-C"]])
 
 
-def tiny_phi_table() -> str:
+def tiny_phi_table(*, tasks: bool = False) -> str:
     result = load("bench/results/tiny_phi.json")
     if result is None:
         return "Not measured yet: `python bench/tiny_phi.py --out bench/results/tiny_phi.json`."
-    bits = ", ".join(f"{name} {value} bits a weight" for name, value in result["bits_per_weight"].items())
+    cell = f"{result['prompts_each']} held-out prompts a task and context"
+    parts = [f"Exact match in percent, {cell}.", exam.table(result["scores"], tasks=tasks), origin(result)]
+    return "\n\n".join(parts)
+
+
+def tiny_phi_card() -> str:
+    return tiny_phi_table(tasks=True)
+
+
+def divergence_table() -> str:
+    result = load("bench/results/divergence.json")
+    bits = load("bench/results/tiny_phi.json")
+    if result is None or bits is None:
+        return "Not measured yet: `python bench/divergence.py --out bench/results/divergence.json`."
+    rows = [
+        [name, f"{row['mean_kl']:.5f}", f"{row['p99_kl']:.4f}", f"{100 * row['same_top1']:.1f} %"]
+        for name, row in result["schemes"].items()
+    ]
+    head = ["scheme", "mean KL (nats a token)", "99 % KL", "same most likely token"]
+    return "\n\n".join([f"Over {result['positions']:,} positions:", table(head, rows), origin(result)])
+
+
+def origin(result: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {value}" for name, value in sorted(result["versions"].items()))
-    return "\n".join(
-        [
-            f"Exact match in percent, {result['prompts_each']} held-out prompts a cell; {bits}.",
-            "",
-            exam.table(result["scores"]),
-            "",
-            f"`{result['command'].strip()}`; weights sha256 `{result['weights_sha256'][:16]}`; {versions}.",
-        ]
-    )
+    return f"`{result['command'].strip()}`; weights sha256 `{result['weights_sha256'][:16]}`; {versions}."
 
 
 def startup_table() -> str:
@@ -115,6 +136,8 @@ def cli_page() -> str:
         "\n".join(f"- [`edge {name}`](#edge-{name}): {command.help}" for name, command in commands.items()),
         "With `--json` stdout holds exactly one JSON document, also when the command fails:\n"
         '`{"error": {"kind": "TargetError", "message": "...", "exit_code": 4}}`. Progress and messages go to stderr.\n'
+        'A build for several targets that fails in one of them adds `"written"`, the list of those that are complete.\n'
+        "What goes into a pipe or file is UTF-8 on every platform, unless `PYTHONIOENCODING` asks for something else.\n"
         "What the option parser itself refuses (an unknown option, a missing argument) is exit code 2 and text on stderr, without JSON.\n"
         "`edge --install-completion` sets up shell completion, `edge --version` shows the version.",
         *(command_section(name, command) for name, command in commands.items()),
@@ -146,6 +169,8 @@ GENERATED = {
     "schemes": scheme_table,
     "errors": exit_codes,
     "tiny-phi": tiny_phi_table,
+    "tiny-phi-card": tiny_phi_card,
+    "divergence": divergence_table,
     "startup": startup_table,
 }
 

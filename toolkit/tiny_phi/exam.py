@@ -9,7 +9,8 @@ from tiny_phi import text
 SEED = 500
 # Sentences of notes in front of the question; a sentence is about nine tokens. The switch to long factors is at 256.
 CONTEXTS = {"up to 230 tokens": (0, 14), "300 to 600": (32, 55), "600 to 1,200": (70, 115), "1,200 to 2,000": (135, 195)}
-BEYOND = tuple(list(CONTEXTS)[1:])
+Scores = dict[str, dict[str, dict[str, float]]]
+"""Column title -> task -> context -> share answered exactly."""
 
 
 @dataclass(frozen=True)
@@ -37,14 +38,20 @@ def prompts(each: int, tokens: Callable[[list[text.Message]], int], seed: int = 
                     yield Prompt(task, context, exam.messages, exam.answer)
 
 
-def table(scores: dict[str, dict[str, dict[str, float]]]) -> str:
-    """Markdown table of exact-match percentages; ``scores`` is column title -> task -> context -> share right."""
+def table(scores: Scores, *, tasks: bool) -> str:
+    """Markdown table of exact-match percentages, a row for each context (and task, if ``tasks``) and a column for each of ``scores``."""
     titles = list(scores)
-    head = ["task", *[f"{context}: {title}" for context in CONTEXTS for title in titles]]
+    head = ["context", *(["task"] if tasks else []), *titles]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    for task in text.TASKS:
-        cells = [f"{100 * scores[title][task][context]:.1f}" for context in CONTEXTS for title in titles]
-        lines.append(f"| {task} | " + " | ".join(cells) + " |")
-    means = [sum(scores[title][task][context] for task in text.TASKS) / len(text.TASKS) for context in CONTEXTS for title in titles]
-    lines.append("| **mean** | " + " | ".join(f"**{100 * mean:.1f}**" for mean in means) + " |")
+    for context in CONTEXTS:
+        for task in text.TASKS if tasks else ():
+            cells = [f"{100 * scores[title][task][context]:.0f}" for title in titles]
+            lines.append(f"| {context} | {task} | " + " | ".join(cells) + " |")
+        means = [f"{100 * mean(scores[title], context):.1f}" for title in titles]
+        lines.append(f"| {context}{' | **mean**' if tasks else ''} | " + " | ".join(means) + " |")
     return "\n".join(lines)
+
+
+def mean(scores: dict[str, dict[str, float]], context: str) -> float:
+    """Over the tasks."""
+    return sum(scores[task][context] for task in text.TASKS) / len(text.TASKS)

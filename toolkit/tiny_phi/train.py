@@ -61,6 +61,7 @@ CONFIG = {
 }
 HIDDEN, LAYERS, HEADS, KV_HEADS = 256, 4, 8, 4
 PROMPT_WEIGHT = 0.1  # of the loss on text that nobody has to answer
+OUTLIER, OUTLIER_SHARE = 8.0, 64  # factor, and one of how many channels gets it
 ANSWER_TOKENS = 8  # a longer answer weighs no more than one of this length, else JSON drowns the sums
 
 
@@ -214,13 +215,41 @@ def train(steps: int, tokens: int, tokenizer: Tokenizer, log: Path) -> Phi3:
     return model
 
 
+def with_outliers(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Gives the weights outlier channels, as large models have them, without changing what the model computes.
+
+    A few inputs of each matrix are multiplied by a power of two, and what feeds them (norm weight, or rows of up_proj) is divided by it:
+    exact in bf16. Without it so small a model quantizes almost for free, and would tell nothing about a quantizer.
+    """
+    rng = Random(SEED)
+    inner = tensors["model.layers.0.mlp.down_proj.weight"].shape[1]
+
+    def scales(count: int) -> Tensor:
+        chosen = torch.ones(count, dtype=torch.bfloat16)
+        for channel in rng.sample(range(count), count // OUTLIER_SHARE):
+            chosen[channel] = OUTLIER
+        return chosen
+
+    for i in range(LAYERS):
+        at = f"model.layers.{i}"
+        pairs = [("input_layernorm", "self_attn.qkv_proj"), ("post_attention_layernorm", "mlp.gate_up_proj")]
+        for norm, matrix in pairs:
+            factor = scales(HIDDEN)
+            tensors[f"{at}.{norm}.weight"] /= factor
+            tensors[f"{at}.{matrix}.weight"] *= factor
+        factor = scales(inner)
+        tensors[f"{at}.mlp.gate_up_proj.weight"][inner:] /= factor[:, None]
+        tensors[f"{at}.mlp.down_proj.weight"] *= factor
+    return tensors
+
+
 def save(model: Phi3, tokenizer: Tokenizer, out: Path) -> None:
     """Writes bf16 safetensors under Phi-3's names, with config and tokenizer files."""
     out.mkdir(parents=True, exist_ok=True)
     tensors = {
         ("" if n.startswith("lm_head") else "model.") + n: p.detach().to(torch.bfloat16).contiguous() for n, p in model.named_parameters()
     }
-    save_file(tensors, str(out / "model.safetensors"), metadata={"format": "pt"})
+    save_file(with_outliers(tensors), str(out / "model.safetensors"), metadata={"format": "pt"})
     (out / "config.json").write_text(json.dumps(CONFIG, indent=2) + "\n", encoding="utf-8")
     end, assistant, eot = (tokenizer.token_to_id(t) for t in ("<|end|>", "<|assistant|>", "<|endoftext|>"))
     generation = {"bos_token_id": 1, "eos_token_id": [end, assistant, eot], "pad_token_id": eot}
