@@ -14,6 +14,7 @@ import pytest
 from checkpoints import SWITCH, Variant, longrope, make_checkpoint
 from edgekit.checkpoint import Source, open_checkpoint
 from edgekit.engines.onnx import providers
+from edgekit.engines.onnx import session as module
 from edgekit.engines.onnx.export import check
 from edgekit.engines.onnx.session import OnnxSession, open_session, pieces
 from edgekit.errors import CheckpointError, EngineError, EngineMissing, TargetError
@@ -191,6 +192,22 @@ def test_where_nothing_can_be_appended_tokens_go_one_by_one() -> None:
     assert pieces(ids, 0, appends=False) == [slice(0, 1200)]
     assert pieces(ids[:, :3], 7, appends=False) == [slice(0, 1), slice(1, 2), slice(2, 3)]
     assert pieces(ids, 7, appends=True) == [slice(0, 512), slice(512, 1024), slice(1024, 1200)]
+
+
+@pytest.mark.parametrize("appends", [True, False])
+def test_a_cache_that_a_run_returned_is_kept_grown_and_rewound(tmp_path: Path, appends: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The way of every device, with the CPU as one."""
+    monkeypatch.setattr(module, "FIRST_CAPACITY", 8)
+    built = build(tmp_path, "llama")
+    path = built.directory / "model.onnx"
+    device = replace(providers.PROVIDERS["cpu"], device="cpu", appends=appends)
+    session = OnnxSession(onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"]), path, 96, device)
+    for begin, end in ((0, 5), (5, 6), (6, 20), (20, 40)):
+        got = session.forward(TOKENS[begin:end])
+        assert np.abs(got - built.reference(TOKENS[:end])).max() < ROUNDING
+    session.rewind(10)
+    assert np.abs(session.forward(TOKENS[10:12]) - built.reference(TOKENS[:12])).max() < ROUNDING
+    session.close()
 
 
 def test_an_unknown_provider_in_a_manifest() -> None:

@@ -24,7 +24,8 @@ PROBE = base64.b64decode("CAg6LwoQCgF4EgF5IghJZGVudGl0eRIBcFoLCgF4EgYKBAgBEgBiCw
 
 @dataclass(frozen=True)
 class Provider:
-    """package: what brings it, by ``requires`` of the manifest. extra: edgekit's extra for it. device: ONNX Runtime's name of its memory.
+    """package: what brings it, by ``requires`` of the manifest. extra: edgekit's extra for it. device: ONNX Runtime's name of its memory,
+    None for that of numpy's arrays.
 
     appends: more than one token may be added to a sequence at once. DirectML's GroupQueryAttention takes all but a single token for
     the beginning of a sequence. plugin: the package adds to onnxruntime; else it takes its place.
@@ -33,13 +34,13 @@ class Provider:
     name: str
     package: str
     extra: str
-    device: str
+    device: str | None
     appends: bool = True
     plugin: bool = False
 
 
 PROVIDERS: dict[str, Provider] = {
-    "cpu": Provider("CPUExecutionProvider", "onnxruntime", "onnx", "cpu"),
+    "cpu": Provider("CPUExecutionProvider", "onnxruntime", "onnx", None),
     "cuda": Provider("CUDAExecutionProvider", "onnxruntime-gpu", "cuda", "cuda"),
     "dml": Provider("DmlExecutionProvider", "onnxruntime-directml", "directml", "dml", appends=False),
     "webgpu": Provider("WebGpuExecutionProvider", "onnxruntime-ep-webgpu", "webgpu", "gpu", plugin=True),

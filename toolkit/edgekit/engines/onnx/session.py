@@ -79,6 +79,8 @@ class Buffers:
     rope_length: NDArray[np.int64]
     binding: "onnxruntime.IOBinding"
     settled: bool
+    owner: "onnxruntime.InferenceSession"
+    """Of the device memory; the last field, so that it is let go after what lies in it."""
 
 
 class OnnxSession:
@@ -143,8 +145,8 @@ class OnnxSession:
     def close(self) -> None:
         """See ``Session.close``."""
         if self._session is not None:
+            del self._buffers  # before the session whose memory they lie in
             self._session = None
-            del self._buffers
 
 
 def pieces(ids: NDArray[np.int64], position: int, appends: bool) -> list[slice]:
@@ -173,7 +175,7 @@ def bind(
     caches: "Mapping[str, NDArray[np.generic] | onnxruntime.OrtValue]",
     capacity: int,
     kept: int,
-    device: str,
+    device: str | None,
 ) -> Buffers:
     """New buffers for ``capacity`` tokens, the first ``kept`` of them copied from ``caches``."""
     from onnxruntime import OrtValue
@@ -186,7 +188,7 @@ def bind(
         new[:, :, :kept] = old[:, :, :kept]
         value = OrtValue.ortvalue_from_numpy(new)  # on the CPU it borrows the array's memory
         binding.bind_ortvalue_input(name, value)
-        if device == "cpu":
+        if device is None:
             binding.bind_ortvalue_output(PRESENT + name.removeprefix(PAST), value)
         else:
             binding.bind_output(PRESENT + name.removeprefix(PAST), device)
@@ -195,7 +197,7 @@ def bind(
     rope_length = np.zeros(1, np.int64)
     if any(i.name == ROPE_LENGTH for i in session.get_overridable_initializers()):
         binding.bind_ortvalue_input(ROPE_LENGTH, OrtValue.ortvalue_from_numpy(rope_length))
-    return Buffers(capacity, grown, logits, rope_length, binding, settled=device == "cpu")
+    return Buffers(capacity, grown, logits, rope_length, binding, settled=device is None, owner=session)
 
 
 def settle(buffers: Buffers) -> Buffers:
