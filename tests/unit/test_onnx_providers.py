@@ -12,6 +12,7 @@ import onnx_ir as ir
 import pytest
 
 from checkpoints import SWITCH, Variant, longrope, make_checkpoint
+from edgekit.artifact import load_artifact
 from edgekit.checkpoint import Source, open_checkpoint
 from edgekit.engines.onnx import providers
 from edgekit.engines.onnx import session as module
@@ -23,6 +24,7 @@ from edgekit.quant import dequantize, quantize
 from edgekit.quant.scheme import scheme
 from edgekit.target import OptionValue, load_target
 from onnx_artifact import ROUNDING, Built, build, open_variant, random_tokens, target
+from tiny_artifact import build_tiny
 
 onnxruntime = pytest.importorskip("onnxruntime")
 TOKENS = random_tokens(60)
@@ -208,6 +210,14 @@ def test_a_cache_that_a_run_returned_is_kept_grown_and_rewound(tmp_path: Path, a
     session.rewind(10)
     assert np.abs(session.forward(TOKENS[10:12]) - built.reference(TOKENS[:12])).max() < ROUNDING
     session.close()
+
+
+def test_a_build_without_the_device_says_why_it_has_no_greedy_vectors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    lines = 'provider = "cuda"\nprecision = "float16"\naccuracy_level = 0'
+    greedy = load_artifact(build_tiny(tmp_path, "onnx", options=lines)).manifest.conformance.greedy
+    assert greedy.computed_by is None and not greedy.vectors
+    assert greedy.reason is not None and "onnxruntime-gpu" in greedy.reason
 
 
 def test_an_unknown_provider_in_a_manifest() -> None:
