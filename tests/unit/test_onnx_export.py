@@ -191,7 +191,7 @@ def test_head_sizes_the_operator_cannot_rotate_are_refused(tmp_path: Path, confi
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"accuracy": 4}, "unknown key 'accuracy'; allowed: accuracy_level"), ({"accuracy_level": 3}, "accuracy_level")],
+    [({"accuracy": 4}, "unknown key 'accuracy'; allowed: accuracy_level, provider, precision"), ({"accuracy_level": 3}, "accuracy_level")],
 )
 def test_unknown_options_are_refused(tmp_path: Path, options: dict[str, int], message: str) -> None:
     model = open_variant(tmp_path, "llama")

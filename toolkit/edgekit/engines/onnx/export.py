@@ -10,7 +10,9 @@ from edgekit.engines.exported import Exported, Footprint
 from edgekit.engines.onnx import weights
 from edgekit.engines.onnx.genai_config import genai_config
 from edgekit.engines.onnx.graph import build
-from edgekit.engines.onnx.options import onnx_options
+from edgekit.engines.onnx.kernels import check_kernels
+from edgekit.engines.onnx.options import OnnxOptions, onnx_options
+from edgekit.engines.onnx.providers import PROVIDERS
 from edgekit.errors import TargetError
 from edgekit.models import Model
 from edgekit.progress import Progress
@@ -22,7 +24,7 @@ FILE = "model.onnx"
 
 def check(model: Model, scheme: QuantScheme, target: Target) -> None:
     """Whether this model can be built for this target; reads no weight. Raises TargetError saying what stands against it."""
-    onnx_options(target)
+    options = onnx_options(target)
     decoder = model.decoder
     for what, dims in (("a head", decoder.head_dim), ("the rotated part of a head", decoder.rope.dims)):
         if dims % 16:
@@ -30,13 +32,15 @@ def check(model: Model, scheme: QuantScheme, target: Target) -> None:
                 f"target {target.name}: ONNX Runtime's GroupQueryAttention needs {what} to have a multiple of 16 dimensions; "
                 f"{model.checkpoint.source.name} has {dims}. Build this model for a target with another engine (edge targets)."
             )
+    graph, _ = build(decoder, scheme, min(decoder.context, target.context), options)
+    check_kernels(graph, options, f"target {target.name}")
 
 
 def footprint(model: Model, scheme: QuantScheme, target: Target) -> Footprint:
-    """The planned size of ``model.onnx.data``, and float32 keys and values of every layer."""
+    """The planned size of ``model.onnx.data``; keys and values of every layer, in the precision of the activations."""
     decoder = model.decoder
-    _, data = build(decoder, scheme, min(decoder.context, target.context), onnx_options(target).accuracy_level)
-    return Footprint(data.size, 2 * 4 * decoder.layers * decoder.kv_heads * decoder.head_dim)
+    _, data = build(decoder, scheme, min(decoder.context, target.context), onnx_options(target))
+    return Footprint(data.size, 2 * int(data.floats.itemsize) * decoder.layers * decoder.kv_heads * decoder.head_dim)
 
 
 def export(model: Model, scheme: QuantScheme, target: Target, directory: Path, progress: Progress) -> Exported:
@@ -44,17 +48,26 @@ def export(model: Model, scheme: QuantScheme, target: Target, directory: Path, p
     check(model, scheme, target)
     context = min(model.decoder.context, target.context)
     options = onnx_options(target)
-    graph, data = build(model.decoder, scheme, context, options.accuracy_level)
+    graph, data = build(model.decoder, scheme, context, options)
     weights.write(data, model, directory, progress)
     (directory / FILE).write_bytes(ir.to_proto(graph).SerializeToString(deterministic=True))
     companions = read_companions(model.checkpoint, model.decoder.vocab_size)
     pad = companions.generation.get("pad_token_id")
-    config = genai_config(model.decoder, context, FILE, companions.tokens, pad if isinstance(pad, int) else None)
+    config = genai_config(model.decoder, context, FILE, companions.tokens, pad if isinstance(pad, int) else None, options.provider)
     (directory / "genai_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8", newline="\n")
     windowed = any(window is not None and window < context for window in model.decoder.windows)
     return Exported(
-        # 1.23: 8-bit GatherBlockQuantized. Up to 1.23 a window of W let a token see W + 1.
-        engine_requires={"onnxruntime": "1.24" if windowed else "1.23"},
+        engine_requires=requires(options, windowed=windowed),
         bits_per_weight=data.bits_per_weight,
-        details={"accuracy_level": options.accuracy_level, "kv_dtype": "float32"},
+        details={"accuracy_level": options.accuracy_level, "kv_dtype": options.precision, "provider": options.provider},
     )
+
+
+def requires(options: OnnxOptions, *, windowed: bool) -> dict[str, str]:
+    """The version of ``onnxruntime`` (the module, whichever package brings it) and, on a device, that package."""
+    if options.provider == "cpu":
+        # 1.23: 8-bit GatherBlockQuantized. Up to 1.23 a window of W let a token see W + 1.
+        return {"onnxruntime": "1.24" if windowed else "1.23"}
+    # 1.24: which provider an operator was put on can be asked, and no device's operator silently runs on the CPU. The plug-in: 1.24.4.
+    package = PROVIDERS[options.provider].package
+    return {"onnxruntime": "1.24.4" if options.provider == "webgpu" else "1.24"} | ({} if package == "onnxruntime" else {package: "0"})

@@ -13,7 +13,18 @@ PHI3_RESTART = 4096
 LongRoPE of another switch it would go on with mixed factors, so there ``search.max_length`` ends at the switch."""
 
 
-def genai_config(decoder: DecoderConfig, context: int, model_file: str, tokens: TokenInfo, pad: int | None) -> dict[str, object]:
+PROVIDER_OPTIONS: dict[str, dict[str, str]] = {
+    # As genai's builder writes them (builders/base.py, ep_attrs), but for DirectML's graph capture: that one needs every operator
+    # on the device, which the arithmetic of the lengths is not.
+    "cuda": {"enable_cuda_graph": "0"},
+    "dml": {"enable_graph_capture": "0"},
+    "webgpu": {"enableGraphCapture": "0", "validationMode": "basic"},
+}
+
+
+def genai_config(
+    decoder: DecoderConfig, context: int, model_file: str, tokens: TokenInfo, pad: int | None, provider: str = "cpu"
+) -> dict[str, object]:
     """The content of the file. genai wants a ``bos`` and a ``pad`` id even of a model without: it gets the first stop id."""
     first = tokens.stop[0]
     return {
@@ -26,7 +37,10 @@ def genai_config(decoder: DecoderConfig, context: int, model_file: str, tokens: 
             "pad_token_id": first if pad is None else pad,
             "decoder": {
                 # Threads are left to ONNX Runtime: the file does not know the machine.
-                "session_options": {"log_id": "onnxruntime-genai", "provider_options": []},
+                "session_options": {
+                    "log_id": "onnxruntime-genai",
+                    "provider_options": [{provider: PROVIDER_OPTIONS[provider]}] if provider in PROVIDER_OPTIONS else [],
+                },
                 "filename": model_file,
                 "head_size": decoder.head_dim,
                 "hidden_size": decoder.hidden_size,

@@ -2,11 +2,13 @@
 
     input_ids            int64 [1, S]              the new tokens
     attention_mask       int64 [1, T]              ones, one for each token of the whole sequence, the new ones included
-    past_key_values.i.*  float32 [1, KV, P, hd]    P >= T - S; give the same buffer as present.i.* to have the cache updated in place
+    past_key_values.i.*  floats [1, KV, P, hd]     P >= T - S; give the same buffer as present.i.* to have the cache updated in place
     rope_length          int64 [1]                 optional, LongRoPE only, see ``rotary``
  -> logits               float32 [1, 1, V]         after the last new token
-    present.i.*          float32 [1, KV, max(P, T), hd]
+    present.i.*          floats [1, KV, max(P, T), hd]
 
+``floats`` is float32 or float16 (options.py). DirectML needs the one buffer for past and present, and more than one new token only
+at the start of a sequence (kernels.py).
 The batch is 1: another is refused by ONNX Runtime rather than computed wrongly. Operators:
 https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md
 """
@@ -19,7 +21,9 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx_ir.tape import Tape
 
+from edgekit.engines.onnx.options import OnnxOptions
 from edgekit.engines.onnx.weights import DataFile, Matrix, initializer, matrix, row_bytes, table, vector
+from edgekit.errors import TargetError
 from edgekit.models.decoder import DecoderConfig, Rope
 from edgekit.quant.scheme import Format, QuantScheme
 
@@ -37,7 +41,7 @@ class Plan:
     decoder: DecoderConfig
     scheme: QuantScheme
     context: int
-    accuracy_level: int
+    options: OnnxOptions
     tape: Tape
     data: DataFile
     constants: dict[str, ir.Value]
@@ -45,7 +49,8 @@ class Plan:
 
 @dataclass(frozen=True)
 class Shared:
-    """Values that every layer reads. ``positions`` is None where GroupQueryAttention's own count is right."""
+    """Values that every layer reads. ``positions``: for the CPU the table row of every new token [1, S], None where
+    GroupQueryAttention's own count is right; for DirectML the row of the first one [1]; else None."""
 
     seqlens_k: ir.Value
     total: ir.Value
@@ -54,9 +59,9 @@ class Shared:
     positions: ir.Value | None
 
 
-def build(decoder: DecoderConfig, scheme: QuantScheme, context: int, accuracy_level: int) -> tuple[ir.Model, DataFile]:
+def build(decoder: DecoderConfig, scheme: QuantScheme, context: int, options: OnnxOptions) -> tuple[ir.Model, DataFile]:
     """The graph for sequences up to ``context`` tokens, and the plan of the data file its initializers lie in."""
-    plan = Plan(decoder, scheme, context, accuracy_level, Tape(), DataFile(), {})
+    plan = Plan(decoder, scheme, context, options, Tape(), DataFile(options.floats), {})
     tokens = ir.Value(name="input_ids", type=ir.TensorType(ir.DataType.INT64), shape=ir.Shape([1, "sequence_length"]))
     mask = ir.Value(name="attention_mask", type=ir.TensorType(ir.DataType.INT64), shape=ir.Shape([1, "total_sequence_length"]))
     rope_length = ir.Value(name="rope_length", type=ir.TensorType(ir.DataType.INT64), shape=ir.Shape([1]))
@@ -81,7 +86,7 @@ def build(decoder: DecoderConfig, scheme: QuantScheme, context: int, accuracy_le
     head(plan, hidden, embedding, logits)
     # An embedding that is not tied is read by one operator only, so one of its two views goes unused.
     initializers = [value for value in (*plan.constants.values(), *plan.data.initializers) if value.uses()]
-    if shared.positions is not None:
+    if rope_length.uses():
         rope_length.const_value = ir.tensor(np.zeros(1, np.int64), name="rope_length")
         inputs.append(rope_length)
         initializers.append(rope_length)
@@ -94,8 +99,12 @@ def rotary(plan: Plan, tokens: ir.Value, mask: ir.Value, rope_length: ir.Value) 
 
     LongRoPE takes the short factors for a whole sequence of up to ``switch`` tokens and the long ones for a whole longer one. The
     tables hold the short rows 0..switch-1 and after them the long rows 0..context-1, so the choice is an offset of ``switch``: no table
-    is copied or selected at run time. It falls by the length after the call, or by ``rope_length`` where that is larger: who
+    is copied or selected at run time on a CPU. It falls by the length after the call, or by ``rope_length`` where that is larger: who
     computes a long prompt in pieces says there how long it will be, so that the first pieces take the long factors as well.
+
+    How the offset reaches the rotation depends on the provider. The CPU's GroupQueryAttention takes position_ids. CUDA's and WebGPU's
+    ignore them, or did (docs/providers.md), and count by themselves: they get the T rows from the offset on as their whole
+    table (a copy of T * dims * 2 bytes, 0.8 MB at 4096 tokens, for each call). DirectML's rotates nothing: RotaryEmbedding does.
     """
     rope, context = plan.decoder.rope, plan.context
     length = op(plan, "ReduceSum", [mask, const(plan, "axis_1", [1])], {"keepdims": 0})
@@ -107,11 +116,18 @@ def rotary(plan: Plan, tokens: ir.Value, mask: ir.Value, rope_length: ir.Value) 
     shape = (rows, rope.dims // 2)
     cos = table(plan.data, "rope.cos", shape, lambda: rope_rows(rope, short, rows)[0])
     sin = table(plan.data, "rope.sin", shape, lambda: rope_rows(rope, short, rows)[1])
+    outside = plan.options.provider == "dml"
+    start = op(plan, "Sub", [length, op(plan, "Shape", [tokens], {"start": 1, "end": 2})]) if outside else None
     if rows == short:
-        return Shared(seqlens_k, total, cos, sin, None)
+        return Shared(seqlens_k, total, cos, sin, start)
     final = op(plan, "Max", [length, rope_length])
     is_long = op(plan, "Greater", [final, const(plan, "rope_switch", [short])])
     offset = op(plan, "Where", [is_long, const(plan, "rope_switch", [short]), const(plan, "zero", [0])])
+    if start is not None:
+        return Shared(seqlens_k, total, cos, sin, op(plan, "Add", [start, offset]))
+    if plan.options.provider != "cpu":
+        bounds = [offset, op(plan, "Add", [offset, mask_length]), const(plan, "axis_0", [0])]
+        return Shared(seqlens_k, total, op(plan, "Slice", [cos, *bounds]), op(plan, "Slice", [sin, *bounds]), None)
     stop = op(plan, "Add", [length, offset])
     start = op(plan, "Sub", [stop, op(plan, "Shape", [tokens], {"start": 1, "end": 2})])
     one = const(plan, "step", 1)
@@ -128,15 +144,11 @@ def rope_rows(rope: Rope, short: int, rows: int) -> tuple[NDArray[np.float32], N
 
 
 def embed(plan: Plan, tokens: ir.Value) -> tuple[ir.Value, Matrix]:
-    """float32 [1, S, D], and the matrix it was gathered from."""
+    """floats [1, S, D], and the matrix it was gathered from."""
     decoder, fmt = plan.decoder, plan.scheme.format_of("embed_tokens")
     weight = quantized(plan, "embed_tokens", ["embed_tokens"], fmt)
-    # The operator wants [V, K]: the same bytes of the file that lm_head reads as [V, G, g] where it is tied.
-    shape = (decoder.vocab_size, row_bytes(decoder.hidden_size, fmt)[0])
-    rows = initializer(plan.data, "embed_tokens.rows", ir.DataType.UINT8, shape, weight.offset)
-    attributes = {"bits": fmt.bits, "block_size": fmt.group, "gather_axis": 0, "quantize_axis": 1}
-    inputs = [rows, tokens, weight.scales, weight.zeros]
-    hidden = op(plan, "GatherBlockQuantized", inputs, attributes, domain=MICROSOFT, name="embed_tokens")
+    gather = gather_in_steps if plan.options.provider == "dml" else gather_quantized
+    hidden = gather(plan, tokens, weight)
     if decoder.hidden_size % fmt.group:
         # The last group is filled up in the file.
         bounds = [const(plan, "zero", [0]), const(plan, "hidden_size", [decoder.hidden_size]), const(plan, "axis_2", [2])]
@@ -144,8 +156,30 @@ def embed(plan: Plan, tokens: ir.Value) -> tuple[ir.Value, Matrix]:
     return hidden, weight
 
 
+def gather_quantized(plan: Plan, tokens: ir.Value, weight: Matrix) -> ir.Value:
+    """Rows of the matrix, filled up to whole groups."""
+    fmt = weight.format
+    # The operator wants [V, K]: the same bytes of the file that lm_head reads as [V, G, g] where it is tied.
+    shape = (weight.shape[0], row_bytes(weight.shape[1], fmt, plan.data.floats)[0])
+    rows = initializer(plan.data, "embed_tokens.rows", ir.DataType.UINT8, shape, weight.offset)
+    attributes = {"bits": fmt.bits, "block_size": fmt.group, "gather_axis": 0, "quantize_axis": 1}
+    inputs = [rows, tokens, weight.scales, weight.zeros]
+    return op(plan, "GatherBlockQuantized", inputs, attributes, domain=MICROSOFT, name="embed_tokens")
+
+
+def gather_in_steps(plan: Plan, tokens: ir.Value, weight: Matrix) -> ir.Value:
+    """The same of an 8-bit matrix where there is no GatherBlockQuantized: codes, zero points and scales gathered, ``(q - z) * s``."""
+    if weight.format.bits != 8:
+        raise TargetError(f"DirectML has no lookup in {weight.format.bits}-bit weights; take a scheme whose embedding has 8 bits")
+    to, last = {"to": plan.data.floats.value}, const(plan, "axis_last", [-1])
+    codes, scales, zeros = (op(plan, "Gather", [value, tokens], {"axis": 0}) for value in (weight.codes, weight.scales, weight.zeros))
+    centred = op(plan, "Sub", [op(plan, "Cast", [codes], to), op(plan, "Unsqueeze", [op(plan, "Cast", [zeros], to), last])])
+    weights = op(plan, "Mul", [centred, op(plan, "Unsqueeze", [scales, last])])
+    return op(plan, "Reshape", [weights, const(plan, "rows_shape", [0, 0, -1])], name="embed_tokens")
+
+
 def attention(plan: Plan, i: int, hidden: ir.Value, shared: Shared, past: Sequence[ir.Value], present: Sequence[ir.Value]) -> ir.Value:
-    """[1, S, heads * head_dim]. Rotates queries and keys, appends to the cache and attends, all in one operator."""
+    """[1, S, heads * head_dim]. Rotates queries and keys, appends to the cache and attends, all in one operator but on DirectML."""
     decoder, at = plan.decoder, f"layers.{i}"
     qkv = fused(plan, f"{at}.qkv_proj", [f"{at}.{p}_proj" for p in "qkv"], hidden)
     window = decoder.windows[i]
@@ -153,16 +187,41 @@ def attention(plan: Plan, i: int, hidden: ir.Value, shared: Shared, past: Sequen
         "num_heads": decoder.heads,
         "kv_num_heads": decoder.kv_heads,
         "scale": float(1 / np.sqrt(decoder.head_dim)),
-        "do_rotary": 1,
+        "do_rotary": 0 if plan.options.provider == "dml" else 1,
         # The operator counts as Hugging Face does, the token itself included, from ONNX Runtime 1.24 on.
         "local_window_size": -1 if window is None or window >= plan.context else window,
     }
-    inputs = [qkv, None, None, *past, shared.seqlens_k, shared.total, shared.cos, shared.sin, shared.positions]
+    inputs: list[ir.Value | None]
+    if plan.options.provider == "dml":
+        sizes = const(plan, "qkv_sizes", [heads * decoder.head_dim for heads in (decoder.heads, decoder.kv_heads, decoder.kv_heads)])
+        q, k, v = plan.tape.op_multi_out("Split", [qkv, sizes], {"axis": -1}, num_outputs=3, name=f"{at}.qkv_split")
+        q, k = rotated(plan, f"{at}.q_rotary", q, decoder.heads, shared), rotated(plan, f"{at}.k_rotary", k, decoder.kv_heads, shared)
+        inputs = [q, k, v, *past, shared.seqlens_k, shared.total]
+    else:
+        inputs = [qkv, None, None, *past, shared.seqlens_k, shared.total, shared.cos, shared.sin, shared.positions]
     attended = ir.Value(name=f"{at}.attention.output")
     plan.tape.op_multi_out(
         "GroupQueryAttention", inputs, attributes, outputs=[attended, *present], domain=MICROSOFT, name=f"{at}.attention"
     )
     return attended
+
+
+def rotated(plan: Plan, name: str, x: ir.Value, heads: int, shared: Shared) -> ir.Value:
+    """x [1, S, heads * head_dim] with every head rotated. The operator gets whole heads: DirectML's knows no partial rotation."""
+    dims, size = plan.decoder.rope.dims, plan.decoder.head_dim
+
+    def turn(part: ir.Value) -> ir.Value:
+        return op(plan, "RotaryEmbedding", [part, shared.positions, shared.cos, shared.sin], domain=MICROSOFT, name=name)
+
+    def shaped(value: ir.Value, *shape: int) -> ir.Value:
+        return op(plan, "Reshape", [value, const(plan, "shape_" + "_".join(map(str, shape)), [0, 0, *shape])])
+
+    if dims == size:
+        return turn(x)
+    sizes = const(plan, "rotary_sizes", [dims, size - dims])
+    part, rest = plan.tape.op_multi_out("Split", [shaped(x, heads, size), sizes], {"axis": -1}, num_outputs=2, name=f"{name}.split")
+    turned = shaped(turn(shaped(part, heads * dims)), heads, dims)
+    return shaped(op(plan, "Concat", [turned, rest], {"axis": -1}), heads * size)
 
 
 def mlp(plan: Plan, i: int, hidden: ir.Value) -> ir.Value:
@@ -183,7 +242,11 @@ def head(plan: Plan, hidden: ir.Value, embedding: Matrix, logits: ir.Value) -> N
         weight = embedding
     else:
         weight = quantized(plan, "lm_head", ["embed_tokens"], fmt)
-    matmul(plan, "lm_head", weight, hidden, None, logits)
+    if plan.data.floats is ir.DataType.FLOAT:
+        matmul(plan, "lm_head", weight, hidden, None, logits)
+    else:
+        product = matmul(plan, "lm_head", weight, hidden, None)
+        plan.tape.op("Cast", [product], {"to": ir.DataType.FLOAT.value}, name="logits", output=logits)
 
 
 def fused(plan: Plan, name: str, parts: Sequence[str], hidden: ir.Value) -> ir.Value:
@@ -208,8 +271,13 @@ def bias(plan: Plan, name: str, parts: Sequence[str]) -> ir.Value | None:
 def matmul(plan: Plan, name: str, weight: Matrix, hidden: ir.Value, added: ir.Value | None, output: ir.Value | None = None) -> ir.Value:
     """hidden [1, S, K] times the transposed weight [N, K], plus ``added`` [N]."""
     n, k = weight.shape
-    attributes = {"K": k, "N": n, "bits": weight.format.bits, "block_size": weight.format.group, "accuracy_level": plan.accuracy_level}
-    inputs = [hidden, weight.codes, weight.scales, weight.zeros, *([None, added] if added else [])]
+    level = plan.options.accuracy_level
+    attributes = {"K": k, "N": n, "bits": weight.format.bits, "block_size": weight.format.group, "accuracy_level": level}
+    inputs: list[ir.Value | None] = [hidden, weight.codes, weight.scales, weight.zeros]
+    if added is not None and plan.options.provider == "dml":
+        # DirectML's operator takes no bias.
+        return op(plan, "Add", [plan.tape.op("MatMulNBits", inputs, attributes, domain=MICROSOFT, name=name), added], name=f"{name}.add")
+    inputs += [None, added] if added is not None else []
     return plan.tape.op("MatMulNBits", inputs, attributes, domain=MICROSOFT, name=name, output=output)
 
 
@@ -221,9 +289,10 @@ def norm(plan: Plan, name: str, hidden: ir.Value) -> ir.Value:
 def add_norm(plan: Plan, name: str, hidden: ir.Value, residual: ir.Value) -> tuple[ir.Value, ir.Value]:
     """norm(hidden + residual) and hidden + residual."""
     inputs, attributes = [residual, hidden, norm_weight(plan, name)], {"epsilon": plan.decoder.norm_eps}
-    normed, _, _, total = plan.tape.op_multi_out(
-        "SkipSimplifiedLayerNormalization", inputs, attributes, num_outputs=4, domain=MICROSOFT, name=name
-    )
+    normed, total = ir.Value(name=f"{name}.output"), ir.Value(name=f"{name}.sum")
+    # Mean and deviation are left out by an empty name: DirectML's kernel is not chosen when they are asked for.
+    outputs = [normed, ir.Value(name=""), ir.Value(name=""), total]
+    plan.tape.op_multi_out("SkipSimplifiedLayerNormalization", inputs, attributes, outputs=outputs, domain=MICROSOFT, name=name)
     return normed, total
 
 
@@ -243,7 +312,7 @@ def quantized(plan: Plan, name: str, parts: Sequence[str], fmt: Format) -> Matri
 
 def cache(plan: Plan, name: str, length: str) -> ir.Value:
     shape = ir.Shape([1, plan.decoder.kv_heads, length, plan.decoder.head_dim])
-    return ir.Value(name=name, type=ir.TensorType(ir.DataType.FLOAT), shape=shape)
+    return ir.Value(name=name, type=ir.TensorType(plan.data.floats), shape=shape)
 
 
 def const(plan: Plan, name: str, value: int | list[int]) -> ir.Value:
@@ -256,6 +325,12 @@ def const(plan: Plan, name: str, value: int | list[int]) -> ir.Value:
 
 
 def op(
-    plan: Plan, kind: str, inputs: Sequence[ir.Value], attributes: Attributes | None = None, *, domain: str = "", name: str | None = None
+    plan: Plan,
+    kind: str,
+    inputs: Sequence[ir.Value | None],
+    attributes: Attributes | None = None,
+    *,
+    domain: str = "",
+    name: str | None = None,
 ) -> ir.Value:
     return plan.tape.op(kind, inputs, attributes, domain=domain, name=name)

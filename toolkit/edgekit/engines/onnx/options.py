@@ -3,16 +3,26 @@
 from dataclasses import dataclass
 from typing import Literal
 
+import onnx_ir as ir
+
 from edgekit.target import Target, parse_options
 
 
 @dataclass(frozen=True)
 class OnnxOptions:
-    """accuracy_level: MatMulNBits computes in int8 (4) or in float32 (0). Int8 is about three times as fast and adds a relative
-    rounding of some 0.5 % to a product; the weights are the same.
+    """accuracy_level: MatMulNBits computes in int8 (4) or in the type of the activations (0). Int8 is about three times as fast on a
+    CPU and adds a relative rounding of some 0.5 % to a product; the weights are the same. CUDA and DirectML take no notice of it.
+    provider: ONNX Runtime's execution provider; the graph takes the form that its kernels compute right (kernels.py).
+    precision: of activations and KV cache. The quantized weights are the same bits in both.
     """
 
     accuracy_level: Literal[0, 4] = 4
+    provider: Literal["cpu", "cuda", "dml", "webgpu"] = "cpu"
+    precision: Literal["float32", "float16"] = "float32"
+
+    @property
+    def floats(self) -> ir.DataType:
+        return ir.DataType.FLOAT16 if self.precision == "float16" else ir.DataType.FLOAT
 
 
 def onnx_options(target: Target) -> OnnxOptions:

@@ -4,7 +4,7 @@ import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekit.artifact import Manifest
+from edgekit.engines.onnx.providers import PROVIDERS, Provider, open_on, provider
 from edgekit.errors import ContextOverflow, EngineError, EngineMissing, UsageError
 
 if TYPE_CHECKING:
@@ -30,12 +31,14 @@ def open_session(directory: Path, manifest: Manifest, *, threads: int | None = N
 
     threads: that compute; None takes every CPU this process may run on (measured: ONNX Runtime's own choice, one a physical core,
     halves the speed on two-thread virtual machines).
-    Raises EngineMissing (onnxruntime absent, or older than the artifact needs) and EngineError (it refuses the file).
+    Raises EngineMissing (onnxruntime absent, older than the artifact needs, or without the device it is for) and EngineError (it
+    refuses the file).
     """
+    chosen = provider(manifest.engine.details.get("provider"))
     try:
         import onnxruntime
     except ImportError as error:
-        raise EngineMissing(f'this artifact runs on ONNX Runtime ({error}); install it: pip install "edgekit[onnx]"') from None
+        raise EngineMissing(f'this artifact runs on ONNX Runtime ({error}); install it: pip install "edgekit[{chosen.extra}]"') from None
     needed = manifest.engine.requires.get("onnxruntime", "0")
     if release(onnxruntime.__version__) < release(needed):
         python = "" if sys.version_info >= (3, 11) else " (from 1.24 on it needs Python 3.11 or newer)"
@@ -51,11 +54,7 @@ def open_session(directory: Path, manifest: Manifest, *, threads: int | None = N
     # Lengths change with every call, and a memory plan would be made and kept for each.
     options.enable_mem_pattern = False
     path = directory / MODEL
-    try:
-        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # the library raises nothing narrower
-        raise EngineError(f"ONNX Runtime {onnxruntime.__version__} cannot load {path}: {error}; build the artifact again") from error
-    return OnnxSession(session, path, manifest.context.length)
+    return OnnxSession(open_on(chosen, path, options), path, manifest.context.length, chosen)
 
 
 def release(text: str) -> tuple[int, ...]:
@@ -73,25 +72,32 @@ def usable_cpus() -> int:
 @dataclass(frozen=True)
 class Buffers:
     """What one binding holds: the cache of every layer, [1, KV, capacity, head_dim] by its input's name, the logits [1, 1, V], and
-    the length [1] by which a LongRoPE graph chooses its factors."""
+    the length [1] by which a LongRoPE graph chooses its factors. settled: past input and present output are one buffer, which on a
+    device they become with the first run: there ONNX Runtime's Python cannot make a tensor, only keep one that a run returned."""
 
     capacity: int
-    caches: Mapping[str, NDArray[np.float32]]
+    caches: "Mapping[str, NDArray[np.generic] | onnxruntime.OrtValue]"
     logits: NDArray[np.float32]
     rope_length: NDArray[np.int64]
     binding: "onnxruntime.IOBinding"
+    settled: bool
+    owner: "onnxruntime.InferenceSession"
+    """Of the device memory; the last field, so that it is let go after what lies in it."""
 
 
 class OnnxSession:
     """See ``edgekit.runtime.session.Session``. The cache is updated in place: each buffer is past input and present output in one."""
 
-    def __init__(self, session: "onnxruntime.InferenceSession", path: Path, context: int) -> None:
+    def __init__(self, session: "onnxruntime.InferenceSession", path: Path, context: int, provider: Provider = PROVIDERS["cpu"]) -> None:
         self._session: onnxruntime.InferenceSession | None = session
         self._path = path
         self._context = context
         self._position = 0
         self._mask = np.ones((1, context), np.int64)
-        self._buffers = bind(session, empty_caches(session), min(FIRST_CAPACITY, context), 0)
+        self._provider = provider
+        # What cannot be appended to cannot be copied into a larger buffer either (DirectML reads the past from the present's buffer).
+        capacity = min(FIRST_CAPACITY, context) if provider.appends else context
+        self._buffers = bind(session, empty_caches(session), capacity, 0, provider.device)
 
     @property
     def position(self) -> int:
@@ -117,16 +123,18 @@ class OnnxSession:
             )
         if final > self._buffers.capacity:
             capacity = min(max(final, 2 * self._buffers.capacity), self._context)
-            self._buffers = bind(self._session, self._buffers.caches, capacity, self._position)
+            self._buffers = bind(self._session, self._buffers.caches, capacity, self._position, self._provider.device)
         ids = np.asarray(tokens, np.int64)[None]
         check_tokens(ids, self._buffers.logits.shape[2])
-        binding = self._buffers.binding
         self._buffers.rope_length[0] = final
-        for start in range(0, len(tokens), CHUNK):
-            piece = ids[:, start : start + CHUNK]
-            binding.bind_cpu_input("input_ids", piece)
-            binding.bind_cpu_input("attention_mask", self._mask[:, : self._position + start + piece.shape[1]])
+        for piece in pieces(ids, self._position, self._provider.appends):
+            binding = self._buffers.binding
+            end = self._position + piece.stop
+            binding.bind_cpu_input("input_ids", ids[:, piece])
+            binding.bind_cpu_input("attention_mask", self._mask[:, :end])
             run(self._session, binding, self._path)
+            if not self._buffers.settled:
+                self._buffers = settle(self._buffers)
         self._position = final
         return np.array(self._buffers.logits[0, 0])
 
@@ -139,8 +147,16 @@ class OnnxSession:
     def close(self) -> None:
         """See ``Session.close``."""
         if self._session is not None:
+            del self._buffers  # before the session whose memory they lie in
             self._session = None
-            del self._buffers
+
+
+def pieces(ids: NDArray[np.int64], position: int, appends: bool) -> list[slice]:
+    """How new tokens [1, S] are cut into runs: by CHUNK; where the provider cannot append, whole at the start of a sequence and one by
+    one later."""
+    count = ids.shape[1]
+    size = CHUNK if appends else count if position == 0 else 1
+    return [slice(start, min(start + size, count)) for start in range(0, count, size)]
 
 
 def check_tokens(ids: NDArray[np.int64], vocab: int) -> None:
@@ -150,30 +166,51 @@ def check_tokens(ids: NDArray[np.int64], vocab: int) -> None:
         raise UsageError(f"token {wrong[0]} is outside the vocabulary of {vocab}; encode the text with the artifact's own tokenizer")
 
 
-def empty_caches(session: "onnxruntime.InferenceSession") -> dict[str, NDArray[np.float32]]:
+def empty_caches(session: "onnxruntime.InferenceSession") -> dict[str, NDArray[np.generic]]:
     """The caches of the graph, with room for no token."""
-    inputs = {i.name: i.shape for i in session.get_inputs()}
-    return {name: np.zeros((1, shape[1], 0, shape[3]), np.float32) for name, shape in inputs.items() if name.startswith(PAST)}
+    caches = [i for i in session.get_inputs() if i.name.startswith(PAST)]
+    return {i.name: np.zeros((1, i.shape[1], 0, i.shape[3]), np.float16 if "float16" in i.type else np.float32) for i in caches}
 
 
-def bind(session: "onnxruntime.InferenceSession", caches: Mapping[str, NDArray[np.float32]], capacity: int, kept: int) -> Buffers:
+def bind(
+    session: "onnxruntime.InferenceSession",
+    caches: "Mapping[str, NDArray[np.generic] | onnxruntime.OrtValue]",
+    capacity: int,
+    kept: int,
+    device: str | None,
+) -> Buffers:
     """New buffers for ``capacity`` tokens, the first ``kept`` of them copied from ``caches``."""
     from onnxruntime import OrtValue
 
     binding = session.io_binding()
-    grown: dict[str, NDArray[np.float32]] = {}
-    for name, old in caches.items():
-        new = grown[name] = np.zeros((1, old.shape[1], capacity, old.shape[3]), np.float32)
+    grown: dict[str, NDArray[np.generic]] = {}
+    for name, held in caches.items():
+        old = held if isinstance(held, np.ndarray) else held.numpy()
+        new = grown[name] = np.zeros((1, old.shape[1], capacity, old.shape[3]), old.dtype)
         new[:, :, :kept] = old[:, :, :kept]
         value = OrtValue.ortvalue_from_numpy(new)  # on the CPU it borrows the array's memory
         binding.bind_ortvalue_input(name, value)
-        binding.bind_ortvalue_output(PRESENT + name.removeprefix(PAST), value)
+        if device is None:
+            binding.bind_ortvalue_output(PRESENT + name.removeprefix(PAST), value)
+        else:
+            binding.bind_output(PRESENT + name.removeprefix(PAST), device)
     logits = np.zeros((1, 1, session.get_outputs()[0].shape[2]), np.float32)
     binding.bind_ortvalue_output("logits", OrtValue.ortvalue_from_numpy(logits))
     rope_length = np.zeros(1, np.int64)
     if any(i.name == ROPE_LENGTH for i in session.get_overridable_initializers()):
         binding.bind_ortvalue_input(ROPE_LENGTH, OrtValue.ortvalue_from_numpy(rope_length))
-    return Buffers(capacity, grown, logits, rope_length, binding)
+    return Buffers(capacity, grown, logits, rope_length, binding, settled=device is None, owner=session)
+
+
+def settle(buffers: Buffers) -> Buffers:
+    """The present that the first run left on the device becomes past input and present output of those to come."""
+    values = buffers.binding.get_outputs()
+    kept: dict[str, onnxruntime.OrtValue] = {}
+    for name, value in zip(buffers.caches, values, strict=False):  # bound in this order, the logits last
+        kept[name] = value
+        buffers.binding.bind_ortvalue_input(name, value)
+        buffers.binding.bind_ortvalue_output(PRESENT + name.removeprefix(PAST), value)
+    return replace(buffers, caches=kept, settled=True)
 
 
 def run(session: "onnxruntime.InferenceSession", binding: "onnxruntime.IOBinding", path: Path) -> None:

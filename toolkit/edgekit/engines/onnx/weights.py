@@ -12,6 +12,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from edgekit.errors import CheckpointError
 from edgekit.models import Model
 from edgekit.progress import Progress
 from edgekit.quant import pack_zero_points, quantize
@@ -38,7 +39,7 @@ class MatrixWrite:
 
 @dataclass(frozen=True)
 class VectorWrite:
-    """A canonical weight of one dimension, float32."""
+    """A canonical weight of one dimension, in the file's float type."""
 
     weight: str
     shape: tuple[int, ...]
@@ -55,8 +56,9 @@ class TableWrite:
 
 @dataclass
 class DataFile:
-    """The file as planned so far."""
+    """The file as planned so far. floats: the type of scales, vectors and tables, which is that of the activations."""
 
+    floats: ir.DataType = ir.DataType.FLOAT
     size: int = 0
     matrices: list[MatrixWrite] = field(default_factory=list)
     vectors: list[VectorWrite] = field(default_factory=list)
@@ -66,13 +68,13 @@ class DataFile:
     @property
     def bits_per_weight(self) -> float:
         """Storage of all matrices over their number of weights; a matrix stored once for two uses counts once."""
-        bits = sum(8 * sum(row_bytes(m.shape[1], m.format)) * m.shape[0] for m in self.matrices)
+        bits = sum(8 * sum(row_bytes(m.shape[1], m.format, self.floats)) * m.shape[0] for m in self.matrices)
         return bits / sum(m.shape[0] * m.shape[1] for m in self.matrices)
 
 
 @dataclass(frozen=True)
 class Matrix:
-    """The initializers of a quantized matrix [N, K]. codes: uint8 [N, G, bytes of a group]; scales: float32 [N, G];
+    """The initializers of a quantized matrix [N, K]. codes: uint8 [N, G, bytes of a group]; scales: floats [N, G];
     zeros: uint8, [N, G] at 8 bits and two to a byte, low nibble first, [N, ceil(G / 2)] at 4."""
 
     shape: tuple[int, int]
@@ -84,10 +86,10 @@ class Matrix:
     """Of the codes."""
 
 
-def row_bytes(k: int, fmt: Format) -> tuple[int, int, int]:
+def row_bytes(k: int, fmt: Format, floats: ir.DataType) -> tuple[int, int, int]:
     """Bytes of one row's codes, scales and zero points."""
     groups = -(-k // fmt.group)
-    return groups * fmt.group * fmt.bits // 8, groups * 4, -(-groups * fmt.bits // 8)
+    return groups * fmt.group * fmt.bits // 8, groups * int(floats.itemsize), -(-groups * fmt.bits // 8)
 
 
 def reserve(data: DataFile, size: int) -> int:
@@ -112,7 +114,7 @@ def matrix(data: DataFile, name: str, parts: Sequence[tuple[str, tuple[int, int]
     k = parts[0][1][1]
     n = sum(shape[0] for _, shape in parts)
     groups = -(-k // fmt.group)
-    sizes = row_bytes(k, fmt)
+    sizes = row_bytes(k, fmt, data.floats)
     offsets = [reserve(data, n * size) for size in sizes]
     row = 0
     for weight, shape in parts:
@@ -123,53 +125,69 @@ def matrix(data: DataFile, name: str, parts: Sequence[tuple[str, tuple[int, int]
         (n, k),
         fmt,
         initializer(data, f"{name}.codes", ir.DataType.UINT8, (n, groups, sizes[0] // groups), offsets[0]),
-        initializer(data, f"{name}.scales", ir.DataType.FLOAT, (n, groups), offsets[1]),
+        initializer(data, f"{name}.scales", data.floats, (n, groups), offsets[1]),
         initializer(data, f"{name}.zeros", ir.DataType.UINT8, (n, sizes[2]), offsets[2]),
         offsets[0],
     )
 
 
 def vector(data: DataFile, name: str, parts: Sequence[tuple[str, tuple[int, ...]]]) -> ir.Value:
-    """Plans a float32 vector that joins ``parts`` (canonical names and shapes)."""
+    """Plans a vector that joins ``parts`` (canonical names and shapes)."""
     length = sum(shape[0] for _, shape in parts)
-    start = offset = reserve(data, 4 * length)
+    width = int(data.floats.itemsize)
+    start = offset = reserve(data, width * length)
     for weight, shape in parts:
         data.vectors.append(VectorWrite(weight, shape, offset))
-        offset += 4 * shape[0]
-    return initializer(data, name, ir.DataType.FLOAT, (length,), start)
+        offset += width * shape[0]
+    return initializer(data, name, data.floats, (length,), start)
 
 
 def table(data: DataFile, name: str, shape: tuple[int, ...], make: Callable[[], NDArray[np.float32]]) -> ir.Value:
     """Plans the array of this ``shape`` that ``make`` returns."""
-    offset = reserve(data, 4 * int(np.prod(shape)))
+    offset = reserve(data, int(data.floats.itemsize) * int(np.prod(shape)))
     data.tables.append(TableWrite(make, offset))
-    return initializer(data, name, ir.DataType.FLOAT, shape, offset)
+    return initializer(data, name, data.floats, shape, offset)
 
 
 def write(data: DataFile, model: Model, directory: Path, progress: Progress) -> None:
-    """Writes the planned file. Progress counts its bytes as stage ``quantize``. Raises CheckpointError from reading the weights."""
+    """Writes the planned file. Progress counts its bytes as stage ``quantize``. Raises CheckpointError from reading the weights, and for
+    one that does not fit the file's float type."""
     done = 0
     with (directory / FILE).open("wb") as file:
         file.truncate(data.size)
         for t in data.tables:
-            done += put(file, t.offset, t.make())
+            done += put(file, t.offset, as_floats(t.make(), data.floats, "the rotary tables"))
         for v in data.vectors:
-            done += put(file, v.offset, model.tensor(v.weight))
+            done += put(file, v.offset, as_floats(model.tensor(v.weight), data.floats, v.weight))
         for m in data.matrices:
             rows = max(1, BLOCK // m.shape[1])
             for start in range(0, m.shape[0], rows):
                 block = model.rows(m.weight, start, min(start + rows, m.shape[0]))
-                done += put_rows(file, m, start, quantize(block, m.format, name=m.weight))
+                done += put_rows(file, m, start, quantize(block, m.format, name=m.weight), data.floats)
                 progress("quantize", done, data.size)
     progress("quantize", data.size, data.size)
 
 
-def put_rows(file: io.BufferedWriter, m: MatrixWrite, start: int, block: QuantizedTensor) -> int:
+def as_floats(array: NDArray[np.float32], floats: ir.DataType, name: str) -> NDArray[np.generic]:
+    """``array`` in the type of the file. Float16 rounds to the nearest: exact for a bf16 value from 2**-14 to 65504, else within
+    2**-11 of it or, below 2**-14, within 2**-25. Raises CheckpointError for one beyond 65504, which would become infinite.
+    """
+    with np.errstate(over="ignore"):
+        stored: NDArray[np.generic] = array.astype(floats.numpy())
+    if not np.isfinite(stored).all():
+        raise CheckpointError(
+            f"{name} holds {np.abs(array).max():g}, which float16 (up to 65504) cannot; "
+            'build for a target with precision = "float32", such as cpu'
+        )
+    return stored
+
+
+def put_rows(file: io.BufferedWriter, m: MatrixWrite, start: int, block: QuantizedTensor, floats: ir.DataType) -> int:
     """Writes quantized rows from row ``start`` of ``m`` on; returns the bytes written."""
-    codes, scales, zeros = row_bytes(m.shape[1], m.format)
+    codes, scales, zeros = row_bytes(m.shape[1], m.format, floats)
     size = put(file, m.codes + start * codes, block.codes)
-    # The kernels take scales of the activations' type. float16 fits in float32 exactly.
-    size += put(file, m.scales + start * scales, block.scales.astype("<f4"))
+    # The kernels take scales of the activations' type. The portable ones are float16, which float32 holds exactly.
+    size += put(file, m.scales + start * scales, block.scales.astype(floats.numpy()))
     return size + put(file, m.zeros + start * zeros, block.zeros if m.format.bits == 8 else pack_zero_points(block.zeros))
 
 
