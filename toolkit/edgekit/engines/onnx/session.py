@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,11 +17,12 @@ if TYPE_CHECKING:
     import onnxruntime
 
 MODEL = "model.onnx"
-PAST, PRESENT, ROPE_LENGTH = "past_key_values.", "present.", "rope_length"
+PAST, PRESENT, ROPE_LENGTH, POSITIONS = "past_key_values.", "present.", "rope_length", "logits_positions"
 FIRST_CAPACITY = 512
 """Tokens the KV cache has room for at first; it doubles from there."""
+LAST_POSITION = np.full(1, -1, np.int64)
 CHUNK = 512
-"""Most tokens computed at a time: keeps the activations of a long prompt small."""
+"""Tokens of a long input computed at a time: keeps the activations of a long prompt small."""
 
 
 def open_session(directory: Path, manifest: Manifest, *, threads: int | None = None) -> "OnnxSession":
@@ -53,6 +54,8 @@ def open_session(directory: Path, manifest: Manifest, *, threads: int | None = N
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # the library raises nothing narrower
         raise EngineError(f"ONNX Runtime {onnxruntime.__version__} cannot load {path}: {error}; build the artifact again") from error
+    if POSITIONS not in (i.name for i in session.get_overridable_initializers()):
+        raise EngineError(f"{path} has no input {POSITIONS}: an older edgekit built it; build the artifact again")
     return OnnxSession(session, path, manifest.context.length)
 
 
@@ -104,10 +107,17 @@ class OnnxSession:
 
         Raises UsageError for an id outside the vocabulary, EngineError when ONNX Runtime fails.
         """
+        row: NDArray[np.float32] = self.forward_last(tokens, 1)[0]
+        return row
+
+    def forward_last(self, tokens: Sequence[int], last: int) -> NDArray[np.float32]:
+        """See ``Session.forward_last``, and ``forward``."""
         if self._session is None:
             raise EngineError(f"the session of {self._path} is closed; open the artifact again")
         if not len(tokens):
             raise ValueError("forward needs at least one token")
+        if not 1 <= last <= len(tokens):
+            raise ValueError(f"logits of the last {last} tokens were asked for, and {len(tokens)} are given")
         final = self._position + len(tokens)
         if final > self._context:
             raise ContextOverflow(
@@ -118,15 +128,13 @@ class OnnxSession:
             self._buffers = bind(self._session, self._buffers.caches, capacity, self._position)
         ids = np.asarray(tokens, np.int64)[None]
         check_tokens(ids, self._buffers.logits.shape[2])
-        binding = self._buffers.binding
         self._buffers.rope_length[0] = final
-        for start in range(0, len(tokens), CHUNK):
-            piece = ids[:, start : start + CHUNK]
-            binding.bind_cpu_input("input_ids", piece)
-            binding.bind_cpu_input("attention_mask", self._mask[:, : self._position + start + piece.shape[1]])
-            run(self._session, binding, self._path)
+        for start, stop in pieces(len(tokens), last):
+            self._buffers.binding.bind_cpu_input("input_ids", ids[:, start:stop])
+            self._buffers.binding.bind_cpu_input("attention_mask", self._mask[:, : self._position + stop])
+            rows = compute(self._session, self._buffers, last if stop == len(tokens) else 1, self._path)
         self._position = final
-        return np.array(self._buffers.logits[0, 0])
+        return rows
 
     def rewind(self, length: int) -> None:
         """See ``Session.rewind``. What is forgotten stays in the buffers until it is overwritten; nothing reads it."""
@@ -139,6 +147,14 @@ class OnnxSession:
         if self._session is not None:
             self._session = None
             del self._buffers
+
+
+def pieces(count: int, last: int) -> Iterator[tuple[int, int]]:
+    """Where to cut ``count`` tokens: pieces of CHUNK, and what remains, which holds at least the ``last`` last tokens."""
+    whole = (count - last) // CHUNK
+    for i in range(whole):
+        yield i * CHUNK, (i + 1) * CHUNK
+    yield whole * CHUNK, count
 
 
 def check_tokens(ids: NDArray[np.int64], vocab: int) -> None:
@@ -172,6 +188,26 @@ def bind(session: "onnxruntime.InferenceSession", caches: Mapping[str, NDArray[n
     if any(i.name == ROPE_LENGTH for i in session.get_overridable_initializers()):
         binding.bind_ortvalue_input(ROPE_LENGTH, OrtValue.ortvalue_from_numpy(rope_length))
     return Buffers(capacity, grown, logits, rope_length, binding)
+
+
+def compute(session: "onnxruntime.InferenceSession", buffers: Buffers, last: int, path: Path) -> NDArray[np.float32]:
+    """Runs the graph on the tokens that are bound; the logits after each of the ``last`` last of them, [last, V], the caller's own."""
+    from onnxruntime import OrtValue
+
+    if last == 1:
+        run(session, buffers.binding, path)
+        return np.array(buffers.logits[0])
+    binding, positions = buffers.binding, np.arange(-last, 0, dtype=np.int64)
+    binding.bind_ortvalue_input(POSITIONS, OrtValue.ortvalue_from_numpy(positions))
+    # Memory of ONNX Runtime's own: it takes no buffer whose shape is not the one that the graph declares.
+    binding.bind_output("logits")
+    try:
+        run(session, binding, path)
+        rows: NDArray[np.float32] = binding.get_outputs()[-1].numpy()[0]
+        return rows
+    finally:
+        binding.bind_ortvalue_input(POSITIONS, OrtValue.ortvalue_from_numpy(LAST_POSITION))
+        binding.bind_ortvalue_output("logits", OrtValue.ortvalue_from_numpy(buffers.logits))
 
 
 def run(session: "onnxruntime.InferenceSession", binding: "onnxruntime.IOBinding", path: Path) -> None:
