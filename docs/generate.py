@@ -26,7 +26,7 @@ from edgekit.quant.scheme import SCHEMES  # noqa: E402
 from edgekit.target import targets  # noqa: E402
 from tiny_phi import exam  # noqa: E402
 
-PAGES = ("README.md", "docs/artifact.md", "docs/cli.md", "toolkit/edgekit/tiny_phi/README.md")
+PAGES = ("README.md", "docs/artifact.md", "docs/cli.md", "docs/performance.md", "toolkit/edgekit/tiny_phi/README.md")
 BLOCK = re.compile(r"(<!-- generated: ([a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -106,6 +106,31 @@ def startup_table() -> str:
     return "\n".join([table(["command", "median"], rows), "", f"`{result['command']}`; {result['machine']}; {versions}."])
 
 
+def lookup_table() -> str:
+    parts = []
+    for name in ("random", "tiny_phi"):
+        if (result := load(f"bench/results/lookup_{name}.json")) is None:
+            return "Not measured yet: see bench/lookup.py."
+        size, apart = f"{result['bytes'] / 1e6:.0f} MB", result["at_once_against_singly"]
+        rows = [["ms", *(f"{ms:.2f}" for ms in result["milliseconds"].values())], ["relative", *map(str, result["relative"].values())]]
+        parts.append(f"{result['model']}, {result['scheme']}, {size}:\n\n" + table(["tokens of a pass", *result["milliseconds"]], rows))
+        gains = [
+            [kind, most, f"{x['tokens_per_pass']:.2f}", f"{x['speedup']:.2f}x", f"{100 * x['same']:.0f} %"]
+            for kind, by_most in result["gain"].items()
+            for most, x in by_most.items()
+            if most != "0"
+        ]
+        if gains:
+            parts.append(table(["answers", "N", "tokens a pass", "speed against N = 0", "same answer"], gains))
+        versions = ", ".join(f"{name} {value}" for name, value in sorted(result["versions"].items()))
+        parts.append(
+            f"Logits of {apart['tokens']} tokens at once against one by one: rms difference {apart['rms']}, greatest {apart['greatest']}, "
+            f"where the logits' own rms is {apart['rms_of_logits']:.2f}. `{result['command']}`; {result['machine']}; {versions}; "
+            f"manifest sha256 `{result['manifest_sha256'][:16]}`."
+        )
+    return "\n\n".join(parts)
+
+
 def load(path: str) -> dict[str, Any] | None:
     """What a bench measured, None as long as nobody ran it."""
     file = ROOT / path
@@ -172,6 +197,7 @@ GENERATED = {
     "tiny-phi-card": tiny_phi_card,
     "divergence": divergence_table,
     "startup": startup_table,
+    "lookup": lookup_table,
 }
 
 

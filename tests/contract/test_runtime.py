@@ -1,10 +1,11 @@
 """What users see is the same on every engine."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from contract_subject import Subject
+from contract_subject import Logits, Subject
 
 from checkpoints import SWITCH
 from edgekit.errors import ContextOverflow
@@ -32,6 +33,23 @@ def test_greedy_generation_across_the_switch_takes_the_references_tokens(subject
         assert logits[step.token] >= logits.max() - 2 * subject.tolerance
         assert step.logprob == pytest.approx(logits[step.token] - np.log(np.exp(logits.astype(np.float64)).sum()), abs=1e-3)
         sequence.append(step.token)
+
+
+@pytest.mark.parametrize("sampling", [Sampling(), Sampling(temperature=0.7, top_p=0.9, seed=4)], ids=["greedy", "sampled"])
+def test_lookup_gives_the_same_answer(subject: Subject, runtime: Runtime, tokens: list[int], sampling: Sampling) -> None:
+    """From a prompt that begins again, the model left free and, so that drafts are accepted, made to copy it; across the switch."""
+    free = Runtime(replace(subject.manifest, tokens=replace(subject.manifest.tokens, stop=())), runtime.tokenizer, None, runtime.session)
+    prompt = [*tokens[:12], 299, *tokens[:4]]
+
+    def copy(so_far: Sequence[int], logits: Logits) -> Logits:
+        logits[prompt[(len(so_far) - 13) % 13]] += 10 + 100 * (len(so_far) % 10 > 0)
+        return logits
+
+    for processors in ((), (copy,)):
+        one, other = (list(free.generate(prompt, sampling=sampling, max_tokens=50, processors=processors, lookup=most)) for most in (0, 5))
+        assert [(s.token, s.text, s.finish) for s in other] == [(s.token, s.text, s.finish) for s in one]
+        assert [s.logprob for s in other] == pytest.approx([s.logprob for s in one], abs=2 * subject.tolerance)
+        assert len(processors) == 0 or sum(s.computed > 0 for s in other) < 25
 
 
 def test_the_manifests_greedy_vectors_are_met(subject: Subject, runtime: Runtime) -> None:

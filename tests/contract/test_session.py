@@ -41,6 +41,42 @@ def test_rewind_forgets_exactly_what_came_after(subject: Subject, session: Sessi
     subject.same(session.forward(other[kept:]), subject.expected(other))
 
 
+@pytest.mark.parametrize(("before", "new", "last"), [(0, 1, 1), (0, BELOW, 1), (0, BELOW, BELOW), (5, 8, 3), (19, 1, 1), (9, 4, 4)])
+def test_logits_after_each_of_the_last_tokens(
+    subject: Subject, session: Session, tokens: list[int], before: int, new: int, last: int
+) -> None:
+    """Each row as if the sequence ended there, and the cache as after ``forward``."""
+    if before:
+        session.forward(tokens[:before])
+    end = before + new
+    rows = session.forward_last(tokens[before:end], last)
+    assert (rows.dtype, rows.shape) == (np.float32, (last, subject.manifest.tokens.vocab_size))
+    for length, row in zip(range(end - last + 1, end + 1), rows, strict=True):
+        subject.same(row, subject.expected(tokens[:length]))
+    assert session.position == end
+    subject.same(session.forward([7]), subject.expected([*tokens[:end], 7]))
+
+
+def test_a_draft_that_was_wrong_leaves_nothing_behind(subject: Subject, session: Session, tokens: list[int]) -> None:
+    """What prompt lookup does: several tokens at once, back to the last right one, and on."""
+    session.forward(tokens[:8])
+    for length, draft in ((9, 4), (10, 2), (12, 7), (13, 1)):
+        session.rewind(length - 1)
+        rows = session.forward_last([tokens[length - 1], *[3] * draft], draft + 1)
+        subject.same(rows[0], subject.expected(tokens[:length]))
+        subject.same(rows[1], subject.expected([*tokens[:length], 3]))
+        session.rewind(length)
+        session.forward_last(tokens[length : length + 1], 1)
+    assert session.position == 14
+
+
+@pytest.mark.parametrize("last", [-1, 0, 4])
+def test_logits_of_tokens_that_were_not_given_are_refused(session: Session, tokens: list[int], last: int) -> None:
+    with pytest.raises(ValueError, match=f"last {last} tokens .* 3 are given"):
+        session.forward_last(tokens[:3], last)
+    assert session.position == 0
+
+
 def test_rewind_to_nothing_and_a_long_sequence_then_a_short_one(subject: Subject, session: Session, tokens: list[int]) -> None:
     session.forward(tokens)
     session.rewind(0)
@@ -77,8 +113,10 @@ def test_the_context_can_be_filled_and_no_more(subject: Subject, session: Sessio
     session.forward(full[:-2])
     with pytest.raises(ContextOverflow, match="96"):
         session.forward([1, 2, 3])
+    with pytest.raises(ContextOverflow, match="96"):
+        session.forward_last([1, 2, 3], 3)
     assert session.position == session.context - 2, "as it was"
-    logits = session.forward(full[-2:])
+    logits = session.forward_last(full[-2:], 2)[1]
     subject.same(logits, subject.expected(full))
     with pytest.raises(ContextOverflow):
         session.forward([1])
@@ -86,10 +124,11 @@ def test_the_context_can_be_filled_and_no_more(subject: Subject, session: Sessio
 
 
 def test_logits_stay_the_callers(session: Session, tokens: list[int]) -> None:
-    first = session.forward(tokens[:4])
-    copy = first.copy()
-    session.forward(tokens[4:6])
-    assert (first == copy).all()
+    first, rows = session.forward(tokens[:4]), session.forward_last(tokens[4:8], 3)
+    copy, copies = first.copy(), rows.copy()
+    session.forward(tokens[8:9])
+    session.forward_last(tokens[9:12], 3)
+    assert (first == copy).all() and (rows == copies).all()
 
 
 def test_the_same_call_gives_the_same_bits(session: Session, tokens: list[int]) -> None:
@@ -112,3 +151,5 @@ def test_close_twice_and_no_more_work(session: Session) -> None:
     session.close()
     with pytest.raises(EngineError, match="closed"):
         session.forward([1])
+    with pytest.raises(EngineError, match="closed"):
+        session.forward_last([1], 1)

@@ -337,7 +337,15 @@ def conversation(artifact: str, *lines: str | BaseException, max_tokens: int = 4
     shown: list[str] = []
     with load(artifact) as runtime:
         talk.converse(
-            runtime, Sampling(), system=None, max_tokens=max_tokens, stop=(), stats=False, show=show or shown.append, read=Script(*lines)
+            runtime,
+            Sampling(),
+            system=None,
+            max_tokens=max_tokens,
+            stop=(),
+            lookup=0,
+            stats=False,
+            show=show or shown.append,
+            read=Script(*lines),
         )
     return "".join(shown).split("\n")[:-1] if show is None else []
 
@@ -357,7 +365,7 @@ def test_ctrl_c_twice_leaves_a_conversation(artifact: str) -> None:
     # The first one ends an answer.
     read = Script("hello", KeyboardInterrupt(), "never reached")
     with load(artifact) as runtime:
-        talk.converse(runtime, Sampling(), system=None, max_tokens=9, stop=(), stats=False, show=interrupt_after(2), read=read)
+        talk.converse(runtime, Sampling(), system=None, max_tokens=9, stop=(), lookup=0, stats=False, show=interrupt_after(2), read=read)
     assert read() == "never reached"
 
 

@@ -66,6 +66,56 @@ def test_int8_products_stay_near_the_reference(tmp_path: Path) -> None:
     assert 1e-4 < np.sqrt(np.mean(error**2)) < 0.1  # measured 0.055; and it truly is another kernel
 
 
+def test_logits_of_several_positions_in_chunks_and_while_the_cache_grows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where they reach over a cut, and between calls for one position."""
+    monkeypatch.setattr(module, "FIRST_CAPACITY", 4)
+    monkeypatch.setattr(module, "CHUNK", 7)
+    built = build(tmp_path, "phi3-longrope")
+    session = opened(built)
+    for end, last in ((14, 7), (14, 1), (20, 9), (SWITCH, 3), (60, 30)):
+        session.rewind(0)
+        rows = session.forward_last(TOKENS[:end], last)
+        # Of a whole sequence beyond the switch, every position takes the long factors: only its last row is also that of a shorter one.
+        lengths = range(end, end + 1) if end > SWITCH else range(end - last + 1, end + 1)
+        for length, row in zip(reversed(lengths), rows[::-1], strict=False):
+            assert np.abs(row - built.reference(TOKENS[:length])).max() < ROUNDING
+        assert (rows.shape, session.position) == ((last, 320), end)
+    assert module.pieces(15, 0, True) == [slice(0, 7), slice(7, 14), slice(14, 15)]
+    # A provider that cannot append takes a beginning whole and then one token at a time.
+    assert module.pieces(15, 0, False) == [slice(0, 15)]
+    assert module.pieces(3, 5, False) == [slice(0, 1), slice(1, 2), slice(2, 3)]
+
+
+def test_onnx_runtime_prints_nothing(llama: Built, capfd: pytest.CaptureFixture[str]) -> None:
+    """The graph declares logits of one position; those of several are no less welcome."""
+    session = opened(llama)
+    session.forward_last(TOKENS[:9], 5)
+    session.forward(TOKENS[9:10])
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_failed_call_for_several_positions_leaves_the_session_usable(
+    llama: Built, session: OnnxSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    session.forward(TOKENS[:5])
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(module, "run", fail)
+        session.forward_last(TOKENS[5:9], 3)
+    assert session.position == 5
+    assert np.abs(session.forward(TOKENS[5:6]) - llama.reference(TOKENS[:6])).max() < ROUNDING
+
+
+def test_an_artifact_of_before_logits_positions_is_refused(tmp_path: Path) -> None:
+    built = build(tmp_path, "llama")
+    path = built.directory / "model.onnx"
+    path.write_bytes(path.read_bytes().replace(b"logits_positions", b"logits_elsewhere"))
+    with pytest.raises(EngineError, match=r"has no input logits_positions: an older edgekit built it; build the artifact again"):
+        opened(built)
+
+
 def test_rewind_forgets_exactly(llama: Built, session: OnnxSession) -> None:
     session.forward(TOKENS[:30])
     session.forward(random_tokens(10, seed=2))

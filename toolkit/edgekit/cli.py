@@ -40,6 +40,8 @@ MinP = Annotated[float, typer.Option("--min-p", min=0.0, max=1.0, help="Leave ou
 Penalty = Annotated[float, typer.Option("--repetition-penalty", min=0.01, help="Above 1, tokens already there become less likely.")]
 Seed = Annotated[int | None, typer.Option("--seed", min=0, help="The same seed draws the same answer.")]
 
+Lookup = Annotated[int, typer.Option("--lookup", min=0, help="Guess up to N tokens ahead from the text so far: same answer, sooner.")]
+
 
 def _command(call: Callable[P, None]) -> Callable[P, None]:
     """Turns an EdgekitError into its message and exit code, Ctrl-C into 130, and a closed pipe into a quiet end."""
@@ -164,6 +166,7 @@ def run(
     min_p: MinP = 0.0,
     repetition_penalty: Penalty = 1.0,
     seed: Seed = None,
+    lookup: Lookup = 0,
     threads: Threads = None,
     stats: Annotated[bool, typer.Option("--stats", help="Show tokens a second and time to first token on stderr.")] = False,
     json: Json = False,
@@ -175,7 +178,7 @@ def run(
     sampling = talk.make_sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
     asked = talk.read_prompt(prompt, sys.stdin)
     with load(directory, threads=threads) as runtime:
-        steps = talk.steps_for(runtime, asked, sampling, system=system, raw=raw, max_tokens=max_tokens, stop=stop or [])
+        steps = talk.steps_for(runtime, asked, sampling, system=system, raw=raw, max_tokens=max_tokens, stop=stop or [], lookup=lookup)
         answer = talk.take(steps, console.hide if json else console.stream)
     if json:
         console.show_json(answer.as_json())
@@ -200,6 +203,7 @@ def chat(
     min_p: MinP = 0.0,
     repetition_penalty: Penalty = 1.0,
     seed: Seed = None,
+    lookup: Lookup = 0,
     threads: Threads = None,
     stats: Annotated[bool, typer.Option("--stats", help="Show tokens a second after each answer.")] = False,
 ) -> None:
@@ -215,6 +219,7 @@ def chat(
             system=system,
             max_tokens=max_tokens,
             stop=stop or [],
+            lookup=lookup,
             stats=stats,
             show=console.stream,
             read=talk.ask,

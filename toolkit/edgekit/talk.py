@@ -34,6 +34,11 @@ class Answer:
         """Tokens and seconds of the engine after the first token."""
         return len(self.steps[1:]), sum(step.seconds for step in self.steps[1:])
 
+    @property
+    def passes(self) -> int:
+        """How often the engine ran after the first token: as often as there are further tokens, less often where lookup guessed some."""
+        return sum(step.computed > 0 for step in self.steps[1:])
+
     def as_json(self) -> dict[str, object]:
         """The document of ``edge run --json``."""
         return {
@@ -41,15 +46,16 @@ class Answer:
             "finish": self.finish,
             "tokens": [step.token for step in self.steps],
             "prefill": _speed(*self.prefill),
-            "decode": _speed(*self.decode),
+            "decode": {**_speed(*self.decode), "passes": self.passes},
             "seconds_to_first_token": round(self.ttft, 4),
         }
 
     def as_line(self) -> str:
         """The line of ``--stats``."""
         (new, before), (more, after) = self.prefill, self.decode
+        guessed = f" ({more / self.passes:.2f} a pass)" if self.passes < more else ""
         return (
-            f"{more + bool(self.steps)} tokens, {_rate(more, after):.1f} tokens/s; "
+            f"{more + bool(self.steps)} tokens, {_rate(more, after):.1f} tokens/s{guessed}; "
             f"prefill {new} tokens, {_rate(new, before):.1f} tokens/s; first token after {self.ttft:.2f} s; ended by {self.finish}"
         )
 
@@ -84,15 +90,23 @@ def start(system: str | None) -> list[dict[str, str]]:
 
 
 def steps_for(
-    runtime: Runtime, prompt: str, sampling: Sampling, *, system: str | None, raw: bool, max_tokens: int | None, stop: Sequence[str]
+    runtime: Runtime,
+    prompt: str,
+    sampling: Sampling,
+    *,
+    system: str | None,
+    raw: bool,
+    max_tokens: int | None,
+    stop: Sequence[str],
+    lookup: int,
 ) -> Iterator[Step]:
     """Steps of the answer to ``prompt``, or of its continuation when ``raw``. Raises UsageError, TemplateError, ContextOverflow."""
     if not raw:
         messages = [*start(system), {"role": "user", "content": prompt}]
-        return runtime.chat(messages, sampling=sampling, max_tokens=max_tokens, stop=stop)
+        return runtime.chat(messages, sampling=sampling, max_tokens=max_tokens, stop=stop, lookup=lookup)
     if system is not None:
         raise UsageError("--system has no place in raw text; leave out --raw or --system")
-    return runtime.generate(prompt, sampling=sampling, max_tokens=max_tokens, stop=stop)
+    return runtime.generate(prompt, sampling=sampling, max_tokens=max_tokens, stop=stop, lookup=lookup)
 
 
 def take(steps: Iterator[Step], show: Show) -> Answer:
@@ -118,6 +132,7 @@ def converse(
     system: str | None,
     max_tokens: int | None,
     stop: Sequence[str],
+    lookup: int,
     stats: bool,
     show: Show,
     read: Callable[[], str],
@@ -146,18 +161,24 @@ def converse(
             _note(HELP)
         elif line.strip():
             messages.append({"role": "user", "content": line})
-            answer = _reply(runtime, messages, sampling, max_tokens, stop, show)
+            answer = _reply(runtime, messages, sampling, max_tokens, stop, lookup, show)
             interrupted = answer is not None and answer.finish == "interrupted"
             if stats and answer is not None:
                 _note(answer.as_line())
 
 
 def _reply(
-    runtime: Runtime, messages: list[dict[str, str]], sampling: Sampling, max_tokens: int | None, stop: Sequence[str], show: Show
+    runtime: Runtime,
+    messages: list[dict[str, str]],
+    sampling: Sampling,
+    max_tokens: int | None,
+    stop: Sequence[str],
+    lookup: int,
+    show: Show,
 ) -> Answer | None:
     """The answer, added to ``messages``; None, and the question taken back, where there is none."""
     try:
-        answer = take(runtime.chat(messages, sampling=sampling, max_tokens=max_tokens, stop=stop), show)
+        answer = take(runtime.chat(messages, sampling=sampling, max_tokens=max_tokens, stop=stop, lookup=lookup), show)
     except (ContextOverflow, TemplateError) as error:
         messages.pop()
         _note(f"edge: error: {error}; /reset begins anew")

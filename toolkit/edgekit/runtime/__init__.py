@@ -2,6 +2,7 @@
 
     session.py    what an engine offers: tokens in, logits out, rewind
     prefix.py     reuses what a session still holds; the LongRoPE switch
+    lookup.py     guesses what comes next from what is there already
     sampling.py   greedy, or drawn as transformers does
     generate.py   the loop: steps of text, stops, limits
     tokenizer.py  ids and text, streaming
@@ -73,6 +74,7 @@ class Runtime:
         max_tokens: int | None = None,
         stop: str | Sequence[str] = (),
         processors: Sequence[Processor] = (),
+        lookup: int = 0,
     ) -> Iterator[Step]:
         """Continues raw text (no chat template) or token ids, one Step a token; see ``generate.generate`` for the arguments.
 
@@ -80,7 +82,7 @@ class Runtime:
         Raises ContextOverflow, UsageError, EngineError.
         """
         ids = self._ids(prompt)
-        return self._generate(ids, ids, sampling, max_tokens, stop, processors)
+        return self._generate(ids, ids, sampling, max_tokens, stop, processors, lookup)
 
     def chat(
         self,
@@ -90,6 +92,7 @@ class Runtime:
         max_tokens: int | None = None,
         stop: str | Sequence[str] = (),
         processors: Sequence[Processor] = (),
+        lookup: int = 0,
         tools: Sequence[Mapping[str, object]] | None = None,
     ) -> Iterator[Step]:
         """Answers messages, ``[{"role": "user", "content": "..."}]``, through the model's chat template; otherwise as ``generate``.
@@ -97,7 +100,7 @@ class Runtime:
         Raises TemplateError too: the artifact has no template, or it refuses the messages.
         """
         ids = self.tokenizer.encode(self.render(messages, tools=tools))
-        return self._generate(ids, (), sampling, max_tokens, stop, processors)
+        return self._generate(ids, (), sampling, max_tokens, stop, processors, lookup)
 
     def complete(
         self,
@@ -107,6 +110,7 @@ class Runtime:
         max_tokens: int | None = None,
         stop: str | Sequence[str] = (),
         processors: Sequence[Processor] = (),
+        lookup: int = 0,
     ) -> Completion:
         """The whole answer to chat messages, or the continuation of text or token ids, with its timings."""
         began = time.perf_counter()
@@ -114,7 +118,7 @@ class Runtime:
             ids: Sequence[int] = self.tokenizer.encode(self.render(cast(Messages, prompt)))
         else:
             ids = self._ids(cast(str | Sequence[int], prompt))
-        steps = self._generate(ids, () if chat else ids, sampling, max_tokens, stop, processors)
+        steps = self._generate(ids, () if chat else ids, sampling, max_tokens, stop, processors, lookup)
         return collect(steps, len(ids), began)
 
     def render(self, messages: Messages, *, tools: Sequence[Mapping[str, object]] | None = None) -> str:
@@ -158,6 +162,7 @@ class Runtime:
         max_tokens: int | None,
         stop: str | Sequence[str],
         processors: Sequence[Processor],
+        lookup: int,
     ) -> Iterator[Step]:
         return generate(
             self._cache,
@@ -169,6 +174,7 @@ class Runtime:
             max_tokens=max_tokens,
             stop=stop,
             processors=processors,
+            lookup=lookup,
         )
 
 

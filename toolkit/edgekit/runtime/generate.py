@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from edgekit.errors import ContextOverflow, UsageError
+from edgekit.runtime.lookup import Lookup
 from edgekit.runtime.prefix import PrefixCache
 from edgekit.runtime.sampling import GREEDY, Processor, Sampler, Sampling
 from edgekit.runtime.tokenizer import TextStream
@@ -24,6 +25,8 @@ class Step:
     logprob:  natural logarithm of the token's probability under the model itself (before penalty, processors, temperature, filters).
     seconds:  the engine took to compute the logits this token was chosen from. For the first step this is the prefill.
     computed: tokens it computed for that: what was new of the prompt, then 1; all tokens where a LongRoPE switch is crossed.
+              With lookup it is 1 and the draft's length, and ``seconds`` is for all of them; a token that comes of an accepted draft has
+              0 of both, as the engine did not run again for it.
     """
 
     token: int
@@ -69,6 +72,7 @@ def generate(
     max_tokens: int | None = None,
     stop: str | Sequence[str] = (),
     processors: Sequence[Processor] = (),
+    lookup: int = 0,
 ) -> Iterator[Step]:
     """Continues ``prompt`` (token ids, at least one), one Step a token, until a step has a ``finish``.
 
@@ -77,6 +81,10 @@ def generate(
     max_tokens: of the answer; None is as many as fit.
     stop:       the answer ends before the stop string that is completed first; no part of it is ever shown.
     processors: see sampling.Processor; they run on every step, also when decoding greedily.
+    lookup:     most tokens to guess ahead from the text so far (see lookup.py); 0 for none. The answer is the same, greedy or with a seed:
+                every token is chosen by the same sampler, in order, from the logits that the engine computed after exactly the tokens
+                before it, and a guess is kept only where it is that token. (An engine's rounding may depend on how many tokens a call
+                brings, so where two tokens tie to within it, another may win than without.)
     The arguments are checked at once; the engine runs as steps are taken. Closing the generator, an exception or Ctrl-C in the middle leave
     ``cache`` usable, and generators that share one may be used by turns.
     Raises ContextOverflow when the prompt leaves no room for an answer, UsageError, EngineError.
@@ -86,6 +94,8 @@ def generate(
         raise UsageError("a stop string cannot be empty")
     if max_tokens is not None and max_tokens < 1:
         raise UsageError(f"max_tokens has to be at least 1; found {max_tokens}")
+    if lookup < 0:
+        raise UsageError(f"lookup has to be 0 (off) or the most tokens to guess ahead; found {lookup}")
     if not len(prompt):
         raise UsageError("the prompt is empty: there is no token to start from")
     if len(prompt) >= context:
@@ -96,27 +106,44 @@ def generate(
     room = context - len(prompt)
     limit = room if max_tokens is None else min(room, max_tokens)
     last: Finish = "length" if limit == max_tokens else "context"
-    return _steps(cache, list(prompt), Sampler(sampling, processors), _Text(stream, strings), frozenset(stop_tokens), limit, last)
+    sampler, text = Sampler(sampling, processors), _Text(stream, strings)
+    return _steps(cache, list(prompt), sampler, text, frozenset(stop_tokens), limit, last, lookup)
 
 
 def _steps(
-    cache: PrefixCache, tokens: list[int], sampler: Sampler, text: "_Text", stop_tokens: frozenset[int], limit: int, last: Finish
+    cache: PrefixCache,
+    tokens: list[int],
+    sampler: Sampler,
+    text: "_Text",
+    stop_tokens: frozenset[int],
+    limit: int,
+    last: Finish,
+    lookup: int,
 ) -> Iterator[Step]:
-    for count in range(1, limit + 1):
+    prompt, end = len(tokens), len(tokens) + limit
+    drafts = Lookup(end)
+    while True:
+        # None with the prompt: it would only delay the first token. Never more than can still be used.
+        most = min(lookup, end - len(tokens) - 1) if len(tokens) > prompt else 0
+        draft = drafts.draft(tokens, most, stop_tokens) if most else []
         began = time.perf_counter()
-        logits, computed = cache.extend_to(tokens)
+        rows, computed = cache.extend_with(tokens, draft)
         seconds = time.perf_counter() - began
-        token, logprob = sampler.choose(tokens, logits)
-        tokens.append(token)
-        finish: Finish | None = "stop" if token in stop_tokens else last if count == limit else None
-        piece = text.push(token) if token not in stop_tokens else ""
-        if finish is not None:
-            piece += text.finish()
-        if text.stopped:
-            finish = "stop"
-        yield Step(token, piece, finish, logprob, seconds, computed)
-        if finish is not None:
-            return
+        for i, logits in enumerate(rows):
+            token, logprob = sampler.choose(tokens, logits)
+            tokens.append(token)
+            finish: Finish | None = "stop" if token in stop_tokens else last if len(tokens) == end else None
+            piece = text.push(token) if token not in stop_tokens else ""
+            if finish is not None:
+                piece += text.finish()
+            if text.stopped:
+                finish = "stop"
+            yield Step(token, piece, finish, logprob, seconds, computed)
+            if finish is not None:
+                return
+            if i == len(rows) - 1 or token != draft[i]:
+                break
+            seconds, computed = 0.0, 0
 
 
 def collect(steps: Iterable[Step], prompt_tokens: int, began: float) -> Completion:

@@ -7,6 +7,9 @@ from numpy.typing import NDArray
 
 from edgekit.runtime.session import Session
 
+_BLOCK = 1024
+"""Tokens compared at a time."""
+
 
 class PrefixCache:
     """Computes logits after whole sequences, reusing the longest prefix that the session still holds.
@@ -33,19 +36,32 @@ class PrefixCache:
 
         Raises ContextOverflow when the session cannot hold them. Whatever is raised, KeyboardInterrupt included, the next call works.
         """
-        wanted = list(tokens)
-        if not wanted:
-            raise ValueError("extend_to needs at least one token")
-        long = self._switch is not None and len(wanted) > self._switch
-        # The last token is always computed: its logits are not kept.
-        reused = min(_common(self._held, wanted), len(wanted) - 1) if long == self._long else 0
+        rows, computed = self.extend_with(tokens, ())
+        return rows[0], computed
+
+    def extend_with(self, tokens: Sequence[int], draft: Sequence[int]) -> tuple[NDArray[np.float32], int]:
+        """As ``extend_to``, with logits after each token of a ``draft`` that may follow ``tokens`` as well, float32 [1 + n, vocab].
+
+        n is less than the draft's length where the draft would cross the LongRoPE switch: it is cut there, since one call computes all of
+        its tokens with the factors of the longest sequence. The session then holds the draft too; the next call takes back what
+        turned out wrong.
+        """
+        if not tokens:
+            raise ValueError("at least one token is needed")
+        long = self._switch is not None and len(tokens) > self._switch
+        if self._switch is not None and not long:
+            draft = draft[: self._switch - len(tokens)]
+        wanted = [*tokens, *draft]
+        # The last token before the draft is always computed: its logits are not kept.
+        reused = min(_common(self._held, wanted), len(tokens) - 1) if long == self._long else 0
         del self._held[reused:]
         # Not by what this class believes: an interrupted call may have left more in the cache than it knows of.
         if self._session.position != reused:
             self._session.rewind(reused)
-        logits = self._session.forward(wanted[reused:])
+        new = wanted[reused:]
+        rows = self._session.forward_last(new, 1 + len(draft)) if draft else self._session.forward(new)[np.newaxis]
         self._held, self._long = wanted, long
-        return logits, len(wanted) - reused
+        return rows, len(new)
 
     def clear(self) -> None:
         """Forgets everything."""
@@ -57,4 +73,7 @@ def _common(a: list[int], b: list[int]) -> int:
     """Length of the longest common prefix."""
     if a == b[: len(a)]:  # the usual case: the sequence grew
         return len(a)
-    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+    # Slices compare many times faster than numbers one by one, which matters where drafts are taken back at every step.
+    end = min(len(a), len(b))
+    near = next((i for i in range(0, end, _BLOCK) if a[i : i + _BLOCK] != b[i : i + _BLOCK]), 0)
+    return next((i for i in range(near, end) if a[i] != b[i]), end)

@@ -29,6 +29,14 @@ class Session(Protocol):
         EngineError when the engine fails or the session is closed.
         """
 
+    def forward_last(self, tokens: Sequence[int], last: int) -> NDArray[np.float32]:
+        """As ``forward``, with the logits after each of the ``last`` last tokens, float32 [last, vocab]: row i is that after
+        ``tokens[: len(tokens) - last + 1 + i]``. ``forward`` is its only row for ``last`` 1.
+
+        Equal to calling ``forward`` token by token but for the engine's rounding, which may depend on how many tokens a call brings.
+        Raises as ``forward`` does; ValueError too unless 1 <= last <= len(tokens).
+        """
+
     def rewind(self, length: int) -> None:
         """Forgets all but the first ``length`` tokens (0 <= length <= position; else ValueError)."""
 

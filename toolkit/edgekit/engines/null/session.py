@@ -48,6 +48,16 @@ class NullSession:
 
     def forward(self, tokens: Sequence[int]) -> NDArray[np.float32]:
         """See ``Session.forward``."""
+        return self._logits(self._append(tokens)[-1])
+
+    def forward_last(self, tokens: Sequence[int], last: int) -> NDArray[np.float32]:
+        """See ``Session.forward_last``."""
+        if not 1 <= last <= len(tokens):
+            raise ValueError(f"logits of the last {last} tokens were asked for, and {len(tokens)} are given")
+        return np.stack([self._logits(state) for state in self._append(tokens)[-last:]])
+
+    def _append(self, tokens: Sequence[int]) -> list[bytes]:
+        """The states after each of ``tokens``."""
         if self._closed:
             raise EngineError("the session is closed; open the artifact again")
         if not len(tokens):
@@ -58,7 +68,10 @@ class NullSession:
         long = self._switch is not None and length > self._switch
         for token in tokens:
             self._states.append(hashlib.sha256(self._states[-1] + int(token).to_bytes(8, "little") + bytes([long])).digest())
-        random = np.random.Generator(np.random.PCG64(int.from_bytes(self._states[-1], "little")))
+        return self._states[-len(tokens) :]
+
+    def _logits(self, state: bytes) -> NDArray[np.float32]:
+        random = np.random.Generator(np.random.PCG64(int.from_bytes(state, "little")))
         return random.random(self._vocab_size, dtype=np.float32) * np.float32(16) - np.float32(8)
 
     def rewind(self, length: int) -> None:

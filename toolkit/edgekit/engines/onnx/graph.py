@@ -3,8 +3,9 @@
     input_ids            int64 [1, S]              the new tokens
     attention_mask       int64 [1, T]              ones, one for each token of the whole sequence, the new ones included
     past_key_values.i.*  floats [1, KV, P, hd]     P >= T - S; give the same buffer as present.i.* to have the cache updated in place
+    logits_positions     int64 [n]                 optional: after which of the new tokens to give logits; [-1], the last one, if not given
     rope_length          int64 [1]                 optional, LongRoPE only, see ``rotary``
- -> logits               float32 [1, 1, V]         after the last new token
+ -> logits               float32 [1, n, V]         declared as [1, 1, V]: onnxruntime-genai wants to read there that it gets one position
     present.i.*          floats [1, KV, max(P, T), hd]
 
 ``floats`` is float32 or float16 (options.py). DirectML needs the one buffer for past and present, and more than one new token only
@@ -65,6 +66,8 @@ def build(decoder: DecoderConfig, scheme: QuantScheme, context: int, options: On
     tokens = ir.Value(name="input_ids", type=ir.TensorType(ir.DataType.INT64), shape=ir.Shape([1, "sequence_length"]))
     mask = ir.Value(name="attention_mask", type=ir.TensorType(ir.DataType.INT64), shape=ir.Shape([1, "total_sequence_length"]))
     rope_length = ir.Value(name="rope_length", type=ir.TensorType(ir.DataType.INT64), shape=ir.Shape([1]))
+    positions = ir.Value(name="logits_positions", type=ir.TensorType(ir.DataType.INT64), shape=ir.Shape(["logits_length"]))
+    positions.const_value = ir.tensor(np.full(1, -1, np.int64), name="logits_positions")
     inputs, outputs = [tokens, mask], []
     shared = rotary(plan, tokens, mask, rope_length)
     hidden, embedding = embed(plan, tokens)
@@ -75,8 +78,8 @@ def build(decoder: DecoderConfig, scheme: QuantScheme, context: int, options: On
         present = [cache(plan, f"present.{i}.{kind}", "present_sequence_length") for kind in ("key", "value")]
         attended = attention(plan, i, hidden, shared, past, present)
         if i == decoder.layers - 1:
-            # Only the last position is asked for: what follows the last attention is computed for it alone.
-            attended, residual = last_position(plan, attended), last_position(plan, residual)
+            # Mostly one position is asked for: what follows the last attention is computed for that alone.
+            attended, residual = (op(plan, "Gather", [value, positions], {"axis": 1}) for value in (attended, residual))
         hidden, residual = add_norm(plan, f"layers.{i}.post_attention_norm", projection(plan, f"layers.{i}.o_proj", attended), residual)
         following = f"layers.{i + 1}.input_norm" if i + 1 < decoder.layers else "norm"
         hidden, residual = add_norm(plan, following, mlp(plan, i, hidden), residual)
@@ -86,10 +89,12 @@ def build(decoder: DecoderConfig, scheme: QuantScheme, context: int, options: On
     head(plan, hidden, embedding, logits)
     # An embedding that is not tied is read by one operator only, so one of its two views goes unused.
     initializers = [value for value in (*plan.constants.values(), *plan.data.initializers) if value.uses()]
+    optional = [positions]
     if rope_length.uses():
         rope_length.const_value = ir.tensor(np.zeros(1, np.int64), name="rope_length")
-        inputs.append(rope_length)
-        initializers.append(rope_length)
+        optional.append(rope_length)
+    inputs += optional
+    initializers += optional
     graph = ir.Graph(inputs, [logits, *outputs], nodes=plan.tape.nodes, initializers=initializers, opset_imports=OPSETS, name="decoder")
     return ir.Model(graph, ir_version=IR_VERSION, producer_name="edgekit"), plan.data
 
@@ -298,11 +303,6 @@ def add_norm(plan: Plan, name: str, hidden: ir.Value, residual: ir.Value) -> tup
 
 def norm_weight(plan: Plan, name: str) -> ir.Value:
     return vector(plan.data, f"{name}.weight", [(name, (plan.decoder.hidden_size,))])
-
-
-def last_position(plan: Plan, hidden: ir.Value) -> ir.Value:
-    """[1, S, D] -> [1, 1, D]."""
-    return op(plan, "Gather", [hidden, const(plan, "last", [-1])], {"axis": 1})
 
 
 def quantized(plan: Plan, name: str, parts: Sequence[str], fmt: Format) -> Matrix:

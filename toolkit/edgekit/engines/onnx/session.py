@@ -19,11 +19,12 @@ if TYPE_CHECKING:
     import onnxruntime
 
 MODEL = "model.onnx"
-PAST, PRESENT, ROPE_LENGTH = "past_key_values.", "present.", "rope_length"
+PAST, PRESENT, ROPE_LENGTH, POSITIONS = "past_key_values.", "present.", "rope_length", "logits_positions"
 FIRST_CAPACITY = 512
 """Tokens the KV cache has room for at first; it doubles from there."""
+LAST_POSITION = np.full(1, -1, np.int64)
 CHUNK = 512
-"""Most tokens computed at a time: keeps the activations of a long prompt small."""
+"""Tokens of a long input computed at a time: keeps the activations of a long prompt small."""
 
 
 def open_session(directory: Path, manifest: Manifest, *, threads: int | None = None) -> "OnnxSession":
@@ -54,7 +55,10 @@ def open_session(directory: Path, manifest: Manifest, *, threads: int | None = N
     # Lengths change with every call, and a memory plan would be made and kept for each.
     options.enable_mem_pattern = False
     path = directory / MODEL
-    return OnnxSession(open_on(chosen, path, options), path, manifest.context.length, chosen)
+    session = open_on(chosen, path, options)
+    if POSITIONS not in (i.name for i in session.get_overridable_initializers()):
+        raise EngineError(f"{path} has no input {POSITIONS}: an older edgekit built it; build the artifact again")
+    return OnnxSession(session, path, manifest.context.length, chosen)
 
 
 def release(text: str) -> tuple[int, ...]:
@@ -112,10 +116,17 @@ class OnnxSession:
 
         Raises UsageError for an id outside the vocabulary, EngineError when ONNX Runtime fails.
         """
+        row: NDArray[np.float32] = self.forward_last(tokens, 1)[0]
+        return row
+
+    def forward_last(self, tokens: Sequence[int], last: int) -> NDArray[np.float32]:
+        """See ``Session.forward_last``, and ``forward``."""
         if self._session is None:
             raise EngineError(f"the session of {self._path} is closed; open the artifact again")
         if not len(tokens):
             raise ValueError("forward needs at least one token")
+        if not 1 <= last <= len(tokens):
+            raise ValueError(f"logits of the last {last} tokens were asked for, and {len(tokens)} are given")
         final = self._position + len(tokens)
         if final > self._context:
             raise ContextOverflow(
@@ -127,16 +138,18 @@ class OnnxSession:
         ids = np.asarray(tokens, np.int64)[None]
         check_tokens(ids, self._buffers.logits.shape[2])
         self._buffers.rope_length[0] = final
-        for piece in pieces(ids, self._position, self._provider.appends):
-            binding = self._buffers.binding
-            end = self._position + piece.stop
-            binding.bind_cpu_input("input_ids", ids[:, piece])
-            binding.bind_cpu_input("attention_mask", self._mask[:, :end])
-            run(self._session, binding, self._path)
+        rows: list[NDArray[np.float32]] = []
+        for piece in pieces(len(tokens), self._position, self._provider.appends):
+            wanted = min(piece.stop - piece.start, last - (len(tokens) - piece.stop))
+            self._buffers.binding.bind_cpu_input("input_ids", ids[:, piece])
+            self._buffers.binding.bind_cpu_input("attention_mask", self._mask[:, : self._position + piece.stop])
+            got = compute(self._session, self._buffers, max(1, wanted), self._path)
+            if wanted > 0:
+                rows.append(got)
             if not self._buffers.settled:
                 self._buffers = settle(self._buffers)
         self._position = final
-        return np.array(self._buffers.logits[0, 0])
+        return np.concatenate(rows)
 
     def rewind(self, length: int) -> None:
         """See ``Session.rewind``. What is forgotten stays in the buffers until it is overwritten; nothing reads it."""
@@ -151,10 +164,9 @@ class OnnxSession:
             self._session = None
 
 
-def pieces(ids: NDArray[np.int64], position: int, appends: bool) -> list[slice]:
-    """How new tokens [1, S] are cut into runs: by CHUNK; where the provider cannot append, whole at the start of a sequence and one by
+def pieces(count: int, position: int, appends: bool) -> list[slice]:
+    """How ``count`` new tokens are cut into runs: by CHUNK; where the provider cannot append, whole at the start of a sequence and one by
     one later."""
-    count = ids.shape[1]
     size = CHUNK if appends else count if position == 0 else 1
     return [slice(start, min(start + size, count)) for start in range(0, count, size)]
 
@@ -211,6 +223,26 @@ def settle(buffers: Buffers) -> Buffers:
         buffers.binding.bind_ortvalue_input(name, value)
         buffers.binding.bind_ortvalue_output(PRESENT + name.removeprefix(PAST), value)
     return replace(buffers, caches=kept, settled=True)
+
+
+def compute(session: "onnxruntime.InferenceSession", buffers: Buffers, last: int, path: Path) -> NDArray[np.float32]:
+    """Runs the graph on the tokens that are bound; the logits after each of the ``last`` last of them, [last, V], the caller's own."""
+    from onnxruntime import OrtValue
+
+    if last == 1:
+        run(session, buffers.binding, path)
+        return np.array(buffers.logits[0])
+    binding, positions = buffers.binding, np.arange(-last, 0, dtype=np.int64)
+    binding.bind_ortvalue_input(POSITIONS, OrtValue.ortvalue_from_numpy(positions))
+    # Memory of ONNX Runtime's own: it takes no buffer whose shape is not the one that the graph declares.
+    binding.bind_output("logits")
+    try:
+        run(session, binding, path)
+        rows: NDArray[np.float32] = binding.get_outputs()[-1].numpy()[0]
+        return rows
+    finally:
+        binding.bind_ortvalue_input(POSITIONS, OrtValue.ortvalue_from_numpy(LAST_POSITION))
+        binding.bind_ortvalue_output("logits", OrtValue.ortvalue_from_numpy(buffers.logits))
 
 
 def run(session: "onnxruntime.InferenceSession", binding: "onnxruntime.IOBinding", path: Path) -> None:
