@@ -50,7 +50,7 @@ def test_by_default_it_does_not_cross_a_switch_that_it_does_not_know(tmp_path: P
     while not running.is_done():
         running.generate_next_token()
     assert len(running.get_sequence(0)) == SWITCH
-    with pytest.raises(RuntimeError, match="max_length"):
+    with pytest.raises(RuntimeError, match="exceeds max length"):
         generator(model, TOKENS[: SWITCH + 1])
 
 
