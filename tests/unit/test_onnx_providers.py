@@ -190,10 +190,9 @@ def test_the_probe_is_a_model_that_runs() -> None:
 
 
 def test_where_nothing_can_be_appended_tokens_go_one_by_one() -> None:
-    ids = np.zeros((1, 1200), np.int64)
-    assert pieces(ids, 0, appends=False) == [slice(0, 1200)]
-    assert pieces(ids[:, :3], 7, appends=False) == [slice(0, 1), slice(1, 2), slice(2, 3)]
-    assert pieces(ids, 7, appends=True) == [slice(0, 512), slice(512, 1024), slice(1024, 1200)]
+    assert pieces(1200, 0, appends=False) == [slice(0, 1200)]
+    assert pieces(3, 7, appends=False) == [slice(0, 1), slice(1, 2), slice(2, 3)]
+    assert pieces(1200, 7, appends=True) == [slice(0, 512), slice(512, 1024), slice(1024, 1200)]
 
 
 @pytest.mark.parametrize("appends", [True, False])
@@ -209,6 +208,8 @@ def test_a_cache_that_a_run_returned_is_kept_grown_and_rewound(tmp_path: Path, a
         assert np.abs(got - built.reference(TOKENS[:end])).max() < ROUNDING
     session.rewind(10)
     assert np.abs(session.forward(TOKENS[10:12]) - built.reference(TOKENS[:12])).max() < ROUNDING
+    rows = session.forward_last(TOKENS[12:18], 4)
+    assert max(np.abs(rows[i] - built.reference(TOKENS[: 15 + i])).max() for i in range(4)) < ROUNDING
     session.close()
 
 

@@ -80,10 +80,6 @@ def test_logits_of_several_positions_in_chunks_and_while_the_cache_grows(tmp_pat
         for length, row in zip(reversed(lengths), rows[::-1], strict=False):
             assert np.abs(row - built.reference(TOKENS[:length])).max() < ROUNDING
         assert (rows.shape, session.position) == ((last, 320), end)
-    assert module.pieces(15, 0, True) == [slice(0, 7), slice(7, 14), slice(14, 15)]
-    # A provider that cannot append takes a beginning whole and then one token at a time.
-    assert module.pieces(15, 0, False) == [slice(0, 15)]
-    assert module.pieces(3, 5, False) == [slice(0, 1), slice(1, 2), slice(2, 3)]
 
 
 def test_onnx_runtime_prints_nothing(llama: Built, capfd: pytest.CaptureFixture[str]) -> None:
