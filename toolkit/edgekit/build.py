@@ -19,10 +19,10 @@ from edgekit.artifact import (
     SourceKind,
     TensorFormat,
     check_output,
-    digests,
     list_files,
     writing,
 )
+from edgekit.cache import make_room, open_cache, prune, source_files
 from edgekit.catalog import resolve
 from edgekit.companions import TEMPLATE, Companions, companion_files, read_companions, write_companions
 from edgekit.conformance import greedy_vectors, text_vectors
@@ -33,6 +33,7 @@ from edgekit.models import Model, open_model
 from edgekit.progress import Progress, silent
 from edgekit.quant.scheme import Format, QuantScheme
 from edgekit.quant.scheme import scheme as load_scheme
+from edgekit.quantized import Quantizer
 from edgekit.target import Target, load_target
 
 
@@ -42,7 +43,9 @@ class Exporter(Protocol):
     def check(self, model: Model, scheme: QuantScheme, target: Target) -> None:
         """Cheap, before the long job. Raises TargetError or EngineMissing for what cannot be met."""
 
-    def export(self, model: Model, scheme: QuantScheme, target: Target, directory: Path, progress: Progress) -> Exported:
+    def export(
+        self, model: Model, scheme: QuantScheme, target: Target, directory: Path, progress: Progress, quantizer: Quantizer
+    ) -> Exported:
         """Writes graph, weights and the engine's own configuration into ``directory``, which already holds the tokenizer's files."""
 
 
@@ -56,6 +59,7 @@ def build(
     context: int | None = None,
     offline: bool = False,
     force: bool = False,
+    cached: bool = True,
     progress: Progress = silent,
     threads: int | None = None,
 ) -> Manifest:
@@ -64,7 +68,9 @@ def build(
     model:   a catalogue name, ``org/name[@revision]``, a local directory, or ``tiny-phi`` (in the package).
     target:  a name (``edgekit.targets()``) or the path of a ``.toml`` file; ``scheme`` and ``context`` (tokens) replace its own.
     force:   replace an artifact that is already there, once the new one is complete.
-    threads: of the engine when it computes the conformance vectors; None leaves the choice to it.
+    cached:  take quantized weights from the cache and keep new ones there (``edge cache list``).
+    threads: that hash and quantize, and of the engine when it computes the conformance vectors; None takes every core. The artifact is
+             the same, byte for byte.
     Raises UsageError, ModelError, TargetError, EngineMissing, TemplateError, OutputError, DownloadError or EngineError; then, as
     after Ctrl-C, nothing is left behind.
     """
@@ -76,16 +82,23 @@ def build(
     opened = open_model(resolve(str(model), revision=revision, offline=offline, progress=progress))
     wanted = replace(wanted, context=_context(opened, wanted, context))
     companions = read_companions(opened.checkpoint, opened.decoder.vocab_size)
-    _check_size(opened, quant, wanted, output)
+    size = _check_size(opened, quant, wanted, output)
     exporter.check(opened, quant, wanted)
+    cache = open_cache() if cached else None
+    if cache is not None:
+        make_room(cache, size)
     with writing(output, force=force) as staging:
         write_companions(companions, opened.checkpoint, staging)
-        exported = exporter.export(opened, quant, wanted, staging, progress)
-        manifest = _manifest(opened, quant, wanted, companions, exported, _model_files(opened, progress))
-        manifest = replace(manifest, files=list_files(staging, progress))
-        greedy = greedy_vectors(staging, manifest, companions, threads)
-        manifest = replace(manifest, conformance=replace(manifest.conformance, greedy=greedy))
+        sources = source_files(_model_files(opened), cache, progress, threads)
+        exported = exporter.export(opened, quant, wanted, staging, progress, Quantizer(threads, cache, sources))
+        files = {path.name: source.sha256 for path, source in sources.items()}
+        manifest = _manifest(opened, quant, wanted, companions, exported, files)
+        with greedy_vectors(staging, manifest, companions, threads) as computed:
+            manifest = replace(manifest, files=list_files(staging, progress))
+            manifest = replace(manifest, conformance=replace(manifest.conformance, greedy=computed()))
         (staging / MANIFEST).write_text(manifest.to_json(), encoding="utf-8", newline="\n")
+    if cache is not None:
+        prune(cache, cache.limit)
     return manifest
 
 
@@ -128,8 +141,8 @@ def _context(model: Model, target: Target, asked: int | None) -> int:
     return asked
 
 
-def _check_size(model: Model, scheme: QuantScheme, target: Target, output: Path) -> None:
-    """Stops before the long job where the weights cannot fit the disk or the device."""
+def _check_size(model: Model, scheme: QuantScheme, target: Target, output: Path) -> int:
+    """Stops before the long job where the weights cannot fit the disk or the device. Returns the bytes they take, about."""
     need = sum(_stored_bytes(name, shape, scheme) for name, shape in model.decoder.weight_shapes().items())
     if target.memory_mb is not None and need > target.memory_mb * 1_000_000:
         raise TargetError(
@@ -143,6 +156,7 @@ def _check_size(model: Model, scheme: QuantScheme, target: Target, output: Path)
             f"cannot write {output}: about {need * 1.05 / 1e6:.0f} MB are needed, {existing} has {free / 1e6:.0f} MB free; "
             "free some space or choose another place: --out DIR"
         )
+    return need
 
 
 def _stored_bytes(name: str, shape: tuple[int, ...], scheme: QuantScheme) -> int:
@@ -186,10 +200,8 @@ def _format(form: Format) -> TensorFormat:
     return TensorFormat(form.bits, form.group)
 
 
-def _model_files(model: Model, progress: Progress) -> dict[str, str]:
-    """Provenance: the digest of every checkpoint file that was read."""
+def _model_files(model: Model) -> list[Path]:
+    """Every checkpoint file that is read; their digests say where the artifact came from."""
     checkpoint = model.checkpoint
     weights = {tensor.file for tensor in checkpoint.tensors.values()}
-    paths = sorted(weights | set(companion_files(checkpoint.directory)), key=lambda p: p.name)
-    found = digests({path.name: path for path in paths}, "digest of the model", progress)
-    return {name: info.sha256 for name, info in found.items()}
+    return sorted(weights | set(companion_files(checkpoint.directory)), key=lambda path: path.name)

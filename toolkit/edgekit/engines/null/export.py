@@ -10,6 +10,7 @@ from edgekit.engines.null.session import FILE
 from edgekit.models import Model
 from edgekit.progress import Progress
 from edgekit.quant.scheme import QuantScheme
+from edgekit.quantized import PLAIN, Quantizer
 from edgekit.target import Target, parse_options
 
 
@@ -23,7 +24,9 @@ def check(model: Model, scheme: QuantScheme, target: Target) -> None:
     parse_options(target.options, NullOptions, f"target {target.name}")
 
 
-def export(model: Model, scheme: QuantScheme, target: Target, directory: Path, progress: Progress) -> Exported:
+def export(
+    model: Model, scheme: QuantScheme, target: Target, directory: Path, progress: Progress, quantizer: Quantizer = PLAIN
+) -> Exported:
     """Writes ``null.json``."""
     identity = json.dumps([repr(model.decoder), scheme.name, target.context])
     text = json.dumps({"seed": hashlib.sha256(identity.encode()).hexdigest()}) + "\n"

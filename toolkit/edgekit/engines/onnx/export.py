@@ -15,6 +15,7 @@ from edgekit.errors import TargetError
 from edgekit.models import Model
 from edgekit.progress import Progress
 from edgekit.quant.scheme import QuantScheme
+from edgekit.quantized import PLAIN, Quantizer
 from edgekit.target import Target
 
 FILE = "model.onnx"
@@ -32,13 +33,15 @@ def check(model: Model, scheme: QuantScheme, target: Target) -> None:
             )
 
 
-def export(model: Model, scheme: QuantScheme, target: Target, directory: Path, progress: Progress) -> Exported:
+def export(
+    model: Model, scheme: QuantScheme, target: Target, directory: Path, progress: Progress, quantizer: Quantizer = PLAIN
+) -> Exported:
     """Writes the three files into ``directory``. Raises TargetError as ``check`` does, CheckpointError from reading the weights."""
     check(model, scheme, target)
     context = min(model.decoder.context, target.context)
     options = onnx_options(target)
     graph, data = build(model.decoder, scheme, context, options.accuracy_level)
-    weights.write(data, model, directory, progress)
+    weights.write(data, model, directory, progress, quantizer)
     (directory / FILE).write_bytes(ir.to_proto(graph).SerializeToString(deterministic=True))
     companions = read_companions(model.checkpoint, model.decoder.vocab_size)
     pad = companions.generation.get("pad_token_id")
