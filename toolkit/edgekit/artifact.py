@@ -274,7 +274,7 @@ def writing(output: Path, *, force: bool = False) -> Iterator[Path]:
             yield staging
             if not (staging / MANIFEST).is_file():
                 raise RuntimeError("the artifact was left without a manifest")
-            _flush(staging)
+            flush(staging)
             check_output(output, force=force)
             _put_in_place(staging, output)
     finally:
@@ -318,7 +318,7 @@ def _put_in_place(staging: Path, output: Path) -> None:
     _fsync_directory(output.parent)
 
 
-def _flush(directory: Path) -> None:
+def flush(directory: Path) -> None:
     """Files, then directories, reach the disk before the rename does: after a power cut a manifest still means a complete artifact."""
     for path in directory.rglob("*"):
         if path.is_file():

@@ -3,6 +3,7 @@
 import importlib
 import re
 import shutil
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from edgekit.artifact import (
     SourceKind,
     TensorFormat,
     check_output,
+    flush,
     list_files,
     writing,
 )
@@ -95,6 +97,8 @@ def build(
         manifest = _manifest(opened, quant, wanted, companions, exported, files)
         with greedy_vectors(staging, manifest, companions, threads) as computed:
             manifest = replace(manifest, files=list_files(staging, progress))
+            if sys.platform != "win32":  # there a file that the engine has open cannot be opened to be flushed
+                flush(staging)  # the disk works while the engine computes
             manifest = replace(manifest, conformance=replace(manifest.conformance, greedy=computed()))
         (staging / MANIFEST).write_text(manifest.to_json(), encoding="utf-8", newline="\n")
     if cache is not None:
