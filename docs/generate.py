@@ -154,11 +154,11 @@ def first_sentence(text: str) -> str:
 def cli_page() -> str:
     """Every command with its arguments and options, taken from the command objects, not from a rendering that changes with Typer."""
     group = typer.main.get_command(cli.app)
-    commands: dict[str, Any] = group.commands  # type: ignore[attr-defined]
+    commands = dict(leaves(group))
     parts = [
         "# The `edge` command\n\nGenerated from the help texts by `make docs`; do not edit.",
         group.help or "",
-        "\n".join(f"- [`edge {name}`](#edge-{name}): {command.help}" for name, command in commands.items()),
+        "\n".join(f"- [`edge {name}`](#edge-{name.replace(' ', '-')}): {command.help}" for name, command in commands.items()),
         "With `--json` stdout holds exactly one JSON document, also when the command fails:\n"
         '`{"error": {"kind": "TargetError", "message": "...", "exit_code": 4}}`. Progress and messages go to stderr.\n'
         'A build for several targets that fails in one of them adds `"written"`, the list of those that are complete.\n'
@@ -170,6 +170,15 @@ def cli_page() -> str:
         "## How quick it starts\n\n" + startup_table(),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def leaves(group: Any, before: str = "") -> Iterator[tuple[str, Any]]:
+    """Every command with its full name, such as ``cache list``."""
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from leaves(command, f"{before}{name} ")
+        else:
+            yield f"{before}{name}", command
 
 
 def command_section(name: str, command: Any) -> str:

@@ -1,5 +1,6 @@
 """The ``edge`` command: what it prints where, its JSON, its exit codes, and the conversation."""
 
+import contextlib
 import io
 import json
 import os
@@ -15,9 +16,10 @@ import pytest
 from checkpoints import make_checkpoint
 from command import Edge
 from edgekit import __version__, cli, console, talk
-from edgekit.artifact import load_artifact
-from edgekit.engines.null import export, session
-from edgekit.errors import EngineError, EngineMissing, UsageError
+from edgekit.artifact import Greedy, load_artifact
+from edgekit.engines.null import export
+from edgekit.errors import EngineError, UsageError
+from edgekit.progress import Progress
 from edgekit.runtime import Sampling, load
 
 NULL = 'description = "d"\nengine = "null"\nscheme = "int4-g32"\ncontext = 96\nverified = "executed"\n'
@@ -113,10 +115,11 @@ def test_a_later_build_that_fails_still_reports_what_was_written(edge: Edge, pla
 
 
 def test_a_build_says_when_its_engine_could_not_try_it(edge: Edge, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def missing(*arguments: object, **options: object) -> None:
-        raise EngineMissing("it is not here; install it: pip install it")
+    @contextlib.contextmanager
+    def missing(*arguments: object) -> Iterator[Callable[[], Greedy]]:
+        yield lambda: Greedy(None, (), "it is not here; install it: pip install it")
 
-    monkeypatch.setattr(session, "open_session", missing)
+    monkeypatch.setattr(sys.modules["edgekit.build"], "greedy_vectors", missing)
     command = ["build", str(place / "small"), "--target", str(place / "null.toml"), "--out"]
     ended = edge(*command, str(tmp_path / "a"), "--quiet")
     note = f"edge: note: {tmp_path / 'a'} is built, but was not tried here: it is not here; install it: pip install it\n"
@@ -126,7 +129,7 @@ def test_a_build_says_when_its_engine_could_not_try_it(edge: Edge, place: Path, 
 
 
 def test_an_error_leaves_the_bar_first(edge: Edge, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(model: object, scheme: object, target: object, directory: object, progress: Callable[[str, int, int], None]) -> None:
+    def fail(model: object, scheme: object, target: object, directory: object, progress: Progress, quantizer: object) -> None:
         progress("quantize", 1, 4)
         raise EngineError("it broke")
 

@@ -15,8 +15,8 @@ from tiny_artifact import build_tiny
 ROOT = Path(__file__).parents[2]
 BUILD_ONLY = {
     "torch", "transformers", "onnx", "onnx_ir", "safetensors", "huggingface_hub", "ml_dtypes", "requests", "httpx",
-    "edgekit.build", "edgekit.catalog", "edgekit.checkpoint", "edgekit.companions", "edgekit.conformance", "edgekit.hub", "edgekit.models",
-    "edgekit.quant", "edgekit.reference", "edgekit.target",
+    "edgekit.build", "edgekit.cache", "edgekit.catalog", "edgekit.checkpoint", "edgekit.companions", "edgekit.conformance",
+    "edgekit.greedy", "edgekit.hub", "edgekit.models", "edgekit.quant", "edgekit.quantized", "edgekit.reference", "edgekit.target",
 }  # fmt: skip
 
 
@@ -86,3 +86,9 @@ def test_version_is_that_of_the_project() -> None:
     found = re.search(r'^version = "(.+)"$', text, re.MULTILINE)
     assert found is not None
     assert edgekit.__version__ == found[1]
+
+
+def test_the_engines_own_process_loads_nothing_of_the_build_side() -> None:
+    """Beside what it runs, its memory is the model's."""
+    loaded = modules_after("import edgekit.greedy")
+    assert not {name for name in loaded if name in BUILD_ONLY or name.split(".")[0] in BUILD_ONLY} - {"edgekit.greedy"}

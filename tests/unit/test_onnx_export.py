@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from checkpoints import Variant, make_checkpoint
-from edgekit.engines.onnx import weights
+from edgekit import quantized
 from edgekit.engines.onnx.export import check, export, footprint
 from edgekit.errors import CheckpointError, TargetError
 from edgekit.progress import silent
@@ -124,8 +124,8 @@ def test_offsets_are_aligned_and_do_not_overlap(tmp_path: Path) -> None:
 
 
 def test_bytes_are_the_same_every_time_and_for_any_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for folder, block in (("a", weights.BLOCK), ("b", 1000)):
-        monkeypatch.setattr(weights, "BLOCK", block)
+    for folder, block in (("a", quantized.BLOCK), ("b", 1000)):
+        monkeypatch.setattr(quantized, "BLOCK", block)
         (tmp_path / folder).mkdir()
         build(tmp_path / folder, "phi3-longrope-partial-tied", grid=None)
     files = ["model.onnx", "model.onnx.data", "genai_config.json"]
@@ -137,7 +137,7 @@ def test_bytes_are_the_same_every_time_and_for_any_block(tmp_path: Path, monkeyp
 
 
 def test_progress_counts_up_to_the_size_of_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(weights, "BLOCK", 4000)
+    monkeypatch.setattr(quantized, "BLOCK", 4000)
     seen: list[tuple[str, int, int]] = []
     built = build(tmp_path, "llama", progress=lambda *call: seen.append(call))
     done = [d for _, d, _ in seen]

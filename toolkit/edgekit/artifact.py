@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from edgekit.errors import ArtifactError, OutputError
+from edgekit.parallel import in_threads
 from edgekit.progress import Progress, silent
 from edgekit.records import RecordError, parse
 
@@ -225,20 +226,29 @@ def check_digests(artifact: Artifact, progress: Progress = silent) -> None:
             )
 
 
-def digests(paths: Mapping[str, Path], stage: str, progress: Progress) -> dict[str, FileInfo]:
-    """Size and sha256 of each file, telling ``progress`` about ``stage``. Raises OSError."""
-    total, done = sum(path.stat().st_size for path in paths.values()), 0
+def digests(paths: Mapping[str, Path], stage: str, progress: Progress, threads: int | None = None) -> dict[str, FileInfo]:
+    """Size and sha256 of each file, several at a time, telling ``progress`` about ``stage``. Raises OSError."""
+    sizes = {name: path.stat().st_size for name, path in paths.items()}
+    total, done = sum(sizes.values()), 0
     found: dict[str, FileInfo] = {}
-    for name, path in paths.items():
-        digest, size = hashlib.sha256(), 0
-        with path.open("rb") as file:
-            while block := file.read(1 << 22):
-                digest.update(block)
-                size += len(block)
-                progress(stage, done + size, total)
-        done += size
+
+    def read(name: str) -> Iterator[int]:
+        digest, size, buffer = hashlib.sha256(), 0, bytearray(1 << 20)
+        with paths[name].open("rb", buffering=0) as file:
+            while count := file.readinto(buffer):
+                digest.update(memoryview(buffer)[:count])
+                size += count
+                yield count
         found[name] = FileInfo(size, digest.hexdigest())
-    return found
+
+    def tell(count: int) -> None:
+        nonlocal done
+        done += count
+        progress(stage, done, total)
+
+    # The largest first, so that no thread is left with it at the end.
+    in_threads(read, sorted(paths, key=lambda name: -sizes[name]), threads, tell)
+    return {name: found[name] for name in paths}
 
 
 def list_files(directory: Path, progress: Progress) -> dict[str, FileInfo]:
@@ -265,7 +275,7 @@ def writing(output: Path, *, force: bool = False) -> Iterator[Path]:
             yield staging
             if not (staging / MANIFEST).is_file():
                 raise RuntimeError("the artifact was left without a manifest")
-            _flush(staging)
+            flush(staging)
             check_output(output, force=force)
             _put_in_place(staging, output)
     finally:
@@ -320,7 +330,7 @@ def _rename(old: Path, new: Path) -> None:
     old.rename(new)
 
 
-def _flush(directory: Path) -> None:
+def flush(directory: Path) -> None:
     """Files, then directories, reach the disk before the rename does: after a power cut a manifest still means a complete artifact."""
     for path in directory.rglob("*"):
         if path.is_file():

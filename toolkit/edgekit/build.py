@@ -3,6 +3,7 @@
 import importlib
 import re
 import shutil
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,10 +20,11 @@ from edgekit.artifact import (
     SourceKind,
     TensorFormat,
     check_output,
-    digests,
+    flush,
     list_files,
     writing,
 )
+from edgekit.cache import make_room, open_cache, prune, source_files
 from edgekit.catalog import resolve
 from edgekit.checkpoint import reading
 from edgekit.companions import TEMPLATE, Companions, companion_files, read_companions, write_companions
@@ -34,6 +36,7 @@ from edgekit.models import Model, open_model
 from edgekit.progress import Progress, silent
 from edgekit.quant.scheme import Format, QuantScheme
 from edgekit.quant.scheme import scheme as load_scheme
+from edgekit.quantized import Quantizer
 from edgekit.target import Target, load_target
 
 COMPANION_BYTES = 32_000_000
@@ -51,7 +54,9 @@ class Exporter(Protocol):
     def footprint(self, model: Model, scheme: QuantScheme, target: Target) -> Footprint:
         """What the artifact will take, from shapes alone; ``check`` has passed."""
 
-    def export(self, model: Model, scheme: QuantScheme, target: Target, directory: Path, progress: Progress) -> Exported:
+    def export(
+        self, model: Model, scheme: QuantScheme, target: Target, directory: Path, progress: Progress, quantizer: Quantizer
+    ) -> Exported:
         """Writes graph, weights and the engine's own configuration into ``directory``, which already holds the tokenizer's files."""
 
 
@@ -65,6 +70,7 @@ def build(
     context: int | None = None,
     offline: bool = False,
     force: bool = False,
+    cached: bool = True,
     progress: Progress = silent,
     threads: int | None = None,
 ) -> Manifest:
@@ -73,7 +79,9 @@ def build(
     model:   a catalogue name, ``org/name[@revision]``, a local directory, or ``tiny-phi`` (in the package).
     target:  a name (``edgekit.targets()``) or the path of a ``.toml`` file; ``scheme`` and ``context`` (tokens) replace its own.
     force:   replace an artifact that is already there, once the new one is complete.
-    threads: of the engine when it computes the conformance vectors; None leaves the choice to it.
+    cached:  take quantized weights from the cache and keep new ones there (``edge cache list``).
+    threads: that hash and quantize, and of the engine when it computes the conformance vectors; None takes every core. The artifact is
+             the same, byte for byte.
     Raises UsageError, ModelError, TargetError, EngineMissing, TemplateError, OutputError, DownloadError or EngineError; then, as
     after Ctrl-C, nothing is left behind.
     """
@@ -83,15 +91,26 @@ def build(
     wanted = replace(wanted, context=_context(opened, wanted, context))
     companions = read_companions(opened.checkpoint, opened.decoder.vocab_size)
     exporter.check(opened, quant, wanted)
-    _check_footprint(exporter.footprint(opened, quant, wanted), opened, quant, wanted, output)
+    size = exporter.footprint(opened, quant, wanted)
+    _check_footprint(size, opened, quant, wanted, output)
+    cache = open_cache() if cached else None
+    if cache is not None:
+        make_room(cache, size.weights)
     with writing(output, force=force) as staging:
         write_companions(companions, opened.checkpoint, staging)
-        exported = exporter.export(opened, quant, wanted, staging, progress)
-        manifest = _manifest(opened, quant, wanted, companions, exported, _model_files(opened, progress))
-        manifest = replace(manifest, files=list_files(staging, progress))
-        greedy = greedy_vectors(staging, manifest, companions, threads)
-        manifest = replace(manifest, conformance=replace(manifest.conformance, greedy=greedy))
+        with reading(opened.checkpoint.directory):
+            sources = source_files(_model_files(opened), cache, progress, threads)
+        exported = exporter.export(opened, quant, wanted, staging, progress, Quantizer(threads, cache, sources))
+        files = {path.name: source.sha256 for path, source in sources.items()}
+        manifest = _manifest(opened, quant, wanted, companions, exported, files)
+        with greedy_vectors(staging, manifest, companions, threads) as computed:
+            manifest = replace(manifest, files=list_files(staging, progress))
+            if sys.platform != "win32":  # there a file that the engine has open cannot be opened to be flushed
+                flush(staging)  # the disk works while the engine computes
+            manifest = replace(manifest, conformance=replace(manifest.conformance, greedy=computed()))
         (staging / MANIFEST).write_text(manifest.to_json(), encoding="utf-8", newline="\n")
+    if cache is not None:
+        prune(cache, cache.limit)
     return manifest
 
 
@@ -205,11 +224,8 @@ def _format(form: Format) -> TensorFormat:
     return TensorFormat(form.bits, form.group)
 
 
-def _model_files(model: Model, progress: Progress) -> dict[str, str]:
-    """Provenance: the digest of every checkpoint file that was read."""
+def _model_files(model: Model) -> list[Path]:
+    """Every checkpoint file that is read; their digests say where the artifact came from."""
     checkpoint = model.checkpoint
     weights = {tensor.file for tensor in checkpoint.tensors.values()}
-    paths = sorted(weights | set(companion_files(checkpoint.directory)), key=lambda p: p.name)
-    with reading(checkpoint.directory):
-        found = digests({path.name: path for path in paths}, "digest of the model", progress)
-    return {name: info.sha256 for name, info in found.items()}
+    return sorted(weights | set(companion_files(checkpoint.directory)), key=lambda path: path.name)

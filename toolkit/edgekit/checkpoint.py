@@ -65,21 +65,29 @@ class Checkpoint:
 
         Raises CheckpointError when the tensor is missing, is not BF16, F16 or F32, or its file has become shorter.
         """
-        if name not in self.tensors:
-            raise CheckpointError(f"{self.directory} holds no tensor {name!r}")
-        info = self.tensors[name]
+        info = self._info(name)
         if info.dtype not in READABLE:
             raise CheckpointError(
                 f"tensor {name!r} in {info.file} is stored as {info.dtype}; edgekit reads {', '.join(READABLE)}. "
                 "Take the model's original (unquantized) checkpoint."
             )
+        stop = (info.shape[0] if info.shape else 1) if stop is None else stop
+        _, begin, _ = self.place(name, start, stop)
+        return _read(info, begin, (stop - start, *info.shape[1:]) if info.shape else ())
+
+    def place(self, name: str, start: int, stop: int) -> tuple[Path, int, int]:
+        """Where rows ``start`` to ``stop`` of a tensor lie: the file, their first byte and the byte after their last."""
+        info = self._info(name)
         count = info.shape[0] if info.shape else 1
-        stop = count if stop is None else stop
         if not 0 <= start <= stop <= count:
             raise ValueError(f"rows {start}:{stop} of {name!r}, which has {count}")
-        shape = (stop - start, *info.shape[1:]) if info.shape else ()
         stride = (info.end - info.begin) // count if count else 0
-        return _read(info, info.begin + start * stride, shape)
+        return info.file, info.begin + start * stride, info.begin + stop * stride
+
+    def _info(self, name: str) -> TensorInfo:
+        if name not in self.tensors:
+            raise CheckpointError(f"{self.directory} holds no tensor {name!r}")
+        return self.tensors[name]
 
 
 def _read(info: TensorInfo, offset: int, shape: tuple[int, ...]) -> NDArray[np.float32]:

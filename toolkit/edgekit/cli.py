@@ -110,7 +110,8 @@ def build(
     revision: Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit of a hub model.")] = None,
     offline: Annotated[bool, typer.Option("--offline", help="Use only what has been downloaded before.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an artifact that is already there.")] = False,
-    threads: Threads = None,
+    no_cache: Annotated[bool, typer.Option("--no-cache", help="Quantize anew, and keep nothing for the next build.")] = False,
+    threads: Annotated[int | None, typer.Option("--threads", min=1, help="Threads to work with. Default: every core.")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress, no summary.")] = False,
     json: Json = False,
 ) -> None:
@@ -135,6 +136,7 @@ def build(
                     context=context,
                     offline=offline,
                     force=force,
+                    cached=not no_cache,
                     progress=progress,
                     threads=threads,
                 )
@@ -275,6 +277,48 @@ def models(json: Json = False) -> None:
         console.show_json([asdict(entry) for entry in catalogue()])
     else:
         console.show_table(*listing.model_table(catalogue()))
+
+
+cache = typer.Typer(help="Quantized weights kept for the next build.", rich_markup_mode=None, no_args_is_help=True)
+app.add_typer(cache, name="cache")
+
+
+@cache.command("list")
+@_command
+def list_cache(json: Json = False) -> None:
+    """Show where the cache is and what it holds, last used first."""
+    from edgekit import console, listing
+    from edgekit.cache import groups, open_cache
+
+    opened = open_cache()
+    held = groups(opened)
+    if json:
+        console.show_json(listing.cache_facts(opened, held))
+    else:
+        console.show_pairs(listing.cache_summary(opened, held))
+        console.show_table(*listing.cache_table(held))
+
+
+@cache.command()
+@_command
+def prune(
+    limit: Annotated[str | None, typer.Option("--limit", metavar="SIZE", help="Keep at most this much, such as 5GB.")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Keep nothing.")] = False,
+    json: Json = False,
+) -> None:
+    """Remove what was not used for longest, down to the limit (EDGEKIT_CACHE_LIMIT, or 20 GB)."""
+    from dataclasses import asdict
+
+    from edgekit import console, listing
+    from edgekit.cache import open_cache, pruning_limit
+    from edgekit.cache import prune as prune_cache
+
+    opened = open_cache()
+    pruned = prune_cache(opened, pruning_limit(opened, limit, everything=everything))
+    if json:
+        console.show_json({"directory": str(opened.directory), **asdict(pruned)})
+    else:
+        print(listing.pruned_line(pruned))
 
 
 def main() -> None:

@@ -1,17 +1,21 @@
 """Conformance vectors: what an artifact's tokenizer, template and weights must give, recorded when it is built (docs/artifact.md)."""
 
-import importlib
-from collections.abc import Sequence
+import contextlib
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
+from subprocess import PIPE
 
-import numpy as np
-
+from edgekit import errors, greedy
 from edgekit.artifact import ChatVector, Conformance, EncodeVector, Greedy, GreedyVector, Manifest, Message
 from edgekit.companions import Companions
-from edgekit.engines import ENGINES
 from edgekit.errors import EngineError, EngineMissing, TemplateError
 from edgekit.runtime.chat import VECTOR_TIME
-from edgekit.runtime.session import Session
 
 # Each is something that tokenizers get wrong: leading and doubled spaces, "space + digit", case, code, scripts, combining marks, emoji.
 TEXTS = (
@@ -31,7 +35,8 @@ CHATS = (
     (("system", "You are brief."), ("user", "Who are you?")),
     (("user", '  <b>spaces, "quotes" & {{ braces }}  \n'),),
 )
-GREEDY_TOKENS = 16
+CHILD = "import sys; sys.path[:] = sys.argv[1:]; from edgekit.greedy import main; main()"
+"""The process that runs the engine finds modules where this one does, before it imports any."""
 
 
 def text_vectors(companions: Companions) -> Conformance:
@@ -42,46 +47,64 @@ def text_vectors(companions: Companions) -> Conformance:
     return Conformance(encode, tuple(_chat_vectors(companions)), Greedy(None, (), "not computed"))
 
 
-def greedy_vectors(directory: Path, manifest: Manifest, companions: Companions, threads: int | None) -> Greedy:
-    """Greedy continuations of a chat and of raw text by the artifact's own engine, opened from ``directory``.
+@contextlib.contextmanager
+def greedy_vectors(directory: Path, manifest: Manifest, companions: Companions, threads: int | None) -> Iterator[Callable[[], Greedy]]:
+    """Begins greedy continuations of a chat and of raw text by the artifact's own engine, opened from ``directory`` in another process.
 
-    Where the engine is not installed here, no vectors but the reason. Raises EngineError when it is and cannot run what was built.
+    Gives what waits for them. Where the engine is not installed here, that returns no vectors but the reason; it raises EngineError when
+    the engine is there and cannot run what was built, or crashes. When the block is left the process has ended, whatever happened.
     """
     prompts = [manifest.conformance.chat[0].rendered] if manifest.conformance.chat else []
     prompts.append("The light in the kitchen")
     first = [manifest.tokens.bos] if manifest.tokens.add_bos and manifest.tokens.bos is not None else []
     ids = [tuple(companions.tokenizer.encode(text)) for text in prompts]
     ids[-1] = (*first, *ids[-1])
+    ids = [prompt for prompt in ids if _fits(prompt, manifest)]
+    bare = replace(manifest, chat_template=None)  # a template must be among the files, and these are listed later
+    request = json.dumps({"directory": str(directory), "manifest": bare.to_json(), "prompts": ids, "threads": threads}).encode()
+    engine = manifest.engine.name
     try:
-        open_session = importlib.import_module(ENGINES[manifest.engine.name].session).open_session
-        session: Session = open_session(directory, manifest, threads=threads)
-    except EngineMissing as error:
-        return Greedy(None, (), str(error))
+        process = subprocess.Popen([sys.executable, "-c", CHILD, *sys.path], stdin=PIPE, stdout=PIPE, stderr=PIPE)
+    except OSError as error:
+        raise EngineError(f"cannot start {sys.executable!r} to run the built model: {error.strerror or error}") from error
+    with ThreadPoolExecutor(1) as pool:
+        said = pool.submit(process.communicate, request)
+        try:
+            yield lambda: _greedy(engine, ids, *said.result(), process.returncode)
+        finally:
+            process.kill()
+
+
+def _greedy(engine: str, prompts: Sequence[tuple[int, ...]], answer: bytes, noise: bytes, code: int) -> Greedy:
+    """What the process said, as the vectors or the error they are."""
+    if code < 0:
+        raise EngineError(
+            f"{engine} was ended by {_signal(-code)} while it ran the built model; nothing was written. Where that is SIGKILL, the memory "
+            "ran out: close other programs or take a smaller model"
+        )
+    if code:
+        last = noise.decode(errors="replace").strip().splitlines()[-1:] or ["it said nothing"]
+        raise EngineError(f"{engine} failed with exit code {code} while it ran the built model; nothing was written. {last[0]}")
+    said = json.loads(answer)
+    if said.get("error") == EngineMissing.__name__:
+        return Greedy(None, (), said["message"])
+    if "error" in said:
+        raise getattr(errors, said["error"])(said["message"])
+    return Greedy(engine, tuple(GreedyVector(p, tuple(c)) for p, c in zip(prompts, said["continuations"], strict=True)))
+
+
+def _signal(number: int) -> str:
     try:
-        vectors = tuple(_continue(session, prompt, manifest) for prompt in ids if _fits(prompt, manifest))
-    finally:
-        session.close()
-    return Greedy(manifest.engine.name, vectors)
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
 
 
 def _fits(prompt: Sequence[int], manifest: Manifest) -> bool:
     """Inside the context and, with LongRoPE, on one side of the switch: a vector needs no second prefill to be checked."""
-    end = len(prompt) + GREEDY_TOKENS
+    end = len(prompt) + greedy.TOKENS
     switch = manifest.context.rope_switch
     return end <= manifest.context.length and (switch is None or end <= switch or len(prompt) > switch)
-
-
-def _continue(session: Session, prompt: tuple[int, ...], manifest: Manifest) -> GreedyVector:
-    session.rewind(0)
-    chosen: list[int] = []
-    given: Sequence[int] = prompt
-    while len(chosen) < GREEDY_TOKENS and not (chosen and chosen[-1] in manifest.tokens.stop):
-        logits = session.forward(given)
-        if not np.isfinite(logits).all():
-            raise EngineError(f"the built model gives logits that are not finite after {session.position} tokens; nothing was written")
-        chosen.append(int(np.argmax(logits)))
-        given = chosen[-1:]
-    return GreedyVector(prompt, tuple(chosen))
 
 
 def _chat_vectors(companions: Companions) -> list[ChatVector]:

@@ -1,12 +1,15 @@
 """Manifests, targets and the catalogue as words and tables, for the command line and the generated documentation."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import datetime
 from typing import TYPE_CHECKING
 
 from edgekit.artifact import Manifest, TensorFormat
 from edgekit.console import size
 
 if TYPE_CHECKING:
+    from edgekit.cache import Cache, Group, Pruned
     from edgekit.catalog import CatalogEntry
     from edgekit.target import Target
 
@@ -87,6 +90,33 @@ def model_table(entries: "Sequence[CatalogEntry]") -> Table:
         for e in entries
     ]
     return ["model", "hub id", "architecture", "parameters", "bf16 size", "context", "licence"], rows
+
+
+def cache_facts(cache: "Cache", groups: "Sequence[Group]") -> dict[str, object]:
+    """What ``edge cache list --json`` says."""
+    return {
+        "directory": str(cache.directory),
+        "limit": cache.limit,
+        "bytes": sum(g.bytes for g in groups),
+        "entries": [asdict(g) for g in groups],
+    }
+
+
+def cache_summary(cache: "Cache", groups: "Sequence[Group]") -> list[tuple[str, str]]:
+    """Where the cache is and how full."""
+    return [("cache", str(cache.directory)), ("holds", f"{size(sum(g.bytes for g in groups))} of at most {size(cache.limit)}")]
+
+
+def cache_table(groups: "Sequence[Group]") -> Table:
+    """Model, checkpoint file, format, size, last use."""
+    rows = [[g.model, g.file, g.format, size(g.bytes), f"{datetime.fromtimestamp(g.used):%Y-%m-%d %H:%M}"] for g in groups]
+    return ["model", "file", "format", "size", "last used"], rows
+
+
+def pruned_line(pruned: "Pruned") -> str:
+    """What ``edge cache prune`` did."""
+    stuck = f"; {pruned.stuck} files could not be removed (in use, or another user's)" if pruned.stuck else ""
+    return f"removed {pruned.files} files, {size(pruned.bytes)}; {size(pruned.left)} left{stuck}"
 
 
 def _count(parameters: int) -> str:

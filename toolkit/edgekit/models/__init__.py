@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -58,6 +59,11 @@ class Model:
                 "the checkpoint is damaged. Download or export it again."
             )
         return values
+
+    def place(self, name: str, start: int, stop: int) -> tuple[Path, int, int]:
+        """The file of rows ``start`` to ``stop`` of a canonical weight, their first byte there and the byte after their last."""
+        where = self._slice(name)
+        return self.checkpoint.place(where.tensor, where.start + start, where.start + stop)
 
     def _slice(self, name: str) -> Slice:
         if name not in self.slices:

@@ -18,6 +18,7 @@ from edgekit.quant.search import search as search_scales
 __all__ = [
     "GROUPS",
     "SCHEMES",
+    "VERSION",
     "Format",
     "QuantScheme",
     "QuantizedTensor",
@@ -31,6 +32,9 @@ __all__ = [
     "unpack_nibbles",
     "unpack_zero_points",
 ]
+
+VERSION = 1
+"""Of the codes, scales and zero points that a weight gets. Whoever changes any of them raises it, or the cache would give out old ones."""
 
 CHUNK = 1 << 18
 """Weights a thread works on at a time: enough to outweigh NumPy's cost of a call, few enough to stay in cache (3 blocks of 1 MB)."""

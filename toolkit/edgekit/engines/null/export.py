@@ -10,6 +10,7 @@ from edgekit.engines.null.session import FILE
 from edgekit.models import Model
 from edgekit.progress import Progress
 from edgekit.quant.scheme import QuantScheme
+from edgekit.quantized import PLAIN, Quantizer
 from edgekit.target import Target, parse_options
 
 
@@ -28,7 +29,9 @@ def footprint(model: Model, scheme: QuantScheme, target: Target) -> Footprint:
     return Footprint(weights=1024, cache=0)
 
 
-def export(model: Model, scheme: QuantScheme, target: Target, directory: Path, progress: Progress) -> Exported:
+def export(
+    model: Model, scheme: QuantScheme, target: Target, directory: Path, progress: Progress, quantizer: Quantizer = PLAIN
+) -> Exported:
     """Writes ``null.json``."""
     identity = json.dumps([repr(model.decoder), scheme.name, target.context])
     text = json.dumps({"seed": hashlib.sha256(identity.encode()).hexdigest()}) + "\n"

@@ -17,6 +17,7 @@ from edgekit.errors import TargetError
 from edgekit.models import Model
 from edgekit.progress import Progress
 from edgekit.quant.scheme import QuantScheme
+from edgekit.quantized import PLAIN, Quantizer
 from edgekit.target import Target
 
 FILE = "model.onnx"
@@ -43,13 +44,15 @@ def footprint(model: Model, scheme: QuantScheme, target: Target) -> Footprint:
     return Footprint(data.size, 2 * int(data.floats.itemsize) * decoder.layers * decoder.kv_heads * decoder.head_dim)
 
 
-def export(model: Model, scheme: QuantScheme, target: Target, directory: Path, progress: Progress) -> Exported:
+def export(
+    model: Model, scheme: QuantScheme, target: Target, directory: Path, progress: Progress, quantizer: Quantizer = PLAIN
+) -> Exported:
     """Writes the three files into ``directory``. Raises TargetError as ``check`` does, CheckpointError from reading the weights."""
     check(model, scheme, target)
     context = min(model.decoder.context, target.context)
     options = onnx_options(target)
     graph, data = build(model.decoder, scheme, context, options)
-    weights.write(data, model, directory, progress)
+    weights.write(data, model, directory, progress, quantizer)
     (directory / FILE).write_bytes(ir.to_proto(graph).SerializeToString(deterministic=True))
     companions = read_companions(model.checkpoint, model.decoder.vocab_size)
     pad = companions.generation.get("pad_token_id")

@@ -1,12 +1,12 @@
 """``model.onnx.data``: where every weight lies is settled from the shapes alone; then each is read, quantized and written in place.
 
-Nothing but one block of rows is ever in memory, whatever the size of the model. The bytes depend on the weights only.
+Nothing but a block of rows for each thread is ever in memory, whatever the size of the model. The bytes depend on the weights only.
 """
 
-import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import onnx_ir as ir
@@ -15,14 +15,13 @@ from numpy.typing import NDArray
 from edgekit.errors import CheckpointError
 from edgekit.models import Model
 from edgekit.progress import Progress
-from edgekit.quant import pack_zero_points, quantize
+from edgekit.quant import pack_zero_points
 from edgekit.quant.scheme import Format, QuantizedTensor
+from edgekit.quantized import PLAIN, Quantizer, stream
 
 FILE = "model.onnx.data"
 LARGE = 1 << 20
 """Bytes from which a tensor starts on a page, so that ONNX Runtime can map it; smaller ones are aligned to 64."""
-BLOCK = 8 << 20
-"""Weights that are read and quantized at a time: 32 MB in float32."""
 
 
 @dataclass(frozen=True)
@@ -149,22 +148,27 @@ def table(data: DataFile, name: str, shape: tuple[int, ...], make: Callable[[], 
     return initializer(data, name, data.floats, shape, offset)
 
 
-def write(data: DataFile, model: Model, directory: Path, progress: Progress) -> None:
+def write(data: DataFile, model: Model, directory: Path, progress: Progress, quantizer: Quantizer = PLAIN) -> None:
     """Writes the planned file. Progress counts its bytes as stage ``quantize``. Raises CheckpointError from reading the weights, and for
     one that does not fit the file's float type."""
-    done = 0
-    with (directory / FILE).open("wb") as file:
+    path, done = directory / FILE, 0
+    with path.open("wb") as file:
         file.truncate(data.size)
         for t in data.tables:
             done += put(file, t.offset, as_floats(t.make(), data.floats, "the rotary tables"))
         for v in data.vectors:
             done += put(file, v.offset, as_floats(model.tensor(v.weight), data.floats, v.weight))
-        for m in data.matrices:
-            rows = max(1, BLOCK // m.shape[1])
-            for start in range(0, m.shape[0], rows):
-                block = model.rows(m.weight, start, min(start + rows, m.shape[0]))
-                done += put_rows(file, m, start, quantize(block, m.format, name=m.weight), data.floats)
-                progress("quantize", done, data.size)
+
+    def take(m: MatrixWrite, start: int, block: QuantizedTensor) -> int:
+        with path.open("r+b") as file:  # each thread its own position
+            return put_rows(file, m, start, block, data.floats)
+
+    def tell(size: int) -> None:
+        nonlocal done
+        done += size
+        progress("quantize", done, data.size)
+
+    stream(model, data.matrices, take, quantizer, tell)
     progress("quantize", data.size, data.size)
 
 
@@ -182,7 +186,7 @@ def as_floats(array: NDArray[np.float32], floats: ir.DataType, name: str) -> NDA
     return stored
 
 
-def put_rows(file: io.BufferedWriter, m: MatrixWrite, start: int, block: QuantizedTensor, floats: ir.DataType) -> int:
+def put_rows(file: BinaryIO, m: MatrixWrite, start: int, block: QuantizedTensor, floats: ir.DataType) -> int:
     """Writes quantized rows from row ``start`` of ``m`` on; returns the bytes written."""
     codes, scales, zeros = row_bytes(m.shape[1], m.format, floats)
     size = put(file, m.codes + start * codes, block.codes)
@@ -191,7 +195,7 @@ def put_rows(file: io.BufferedWriter, m: MatrixWrite, start: int, block: Quantiz
     return size + put(file, m.zeros + start * zeros, block.zeros if m.format.bits == 8 else pack_zero_points(block.zeros))
 
 
-def put(file: io.BufferedWriter, offset: int, array: NDArray[np.generic]) -> int:
+def put(file: BinaryIO, offset: int, array: NDArray[np.generic]) -> int:
     file.seek(offset)
     little = array.astype(array.dtype.newbyteorder("<"), copy=False)
     file.write(np.ascontiguousarray(little).data)

@@ -1,0 +1,58 @@
+"""Greedy continuations by an artifact's own engine, in a process of its own.
+
+The engine maps or loads the whole model and may crash in native code; neither happens to the process that builds. ``main`` is that
+process: it imports what runs a model, nothing of what builds one.
+"""
+
+import importlib
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from edgekit.artifact import GreedyVector, Manifest
+from edgekit.engines import ENGINES
+from edgekit.errors import EdgekitError, EngineError
+from edgekit.runtime.session import Session
+
+TOKENS = 16
+
+
+def compute(directory: Path, manifest: Manifest, prompts: Sequence[tuple[int, ...]], threads: int | None) -> tuple[GreedyVector, ...]:
+    """Opens what lies in ``directory`` and continues each prompt. Raises EngineMissing; EngineError when the engine cannot run it."""
+    session: Session = importlib.import_module(ENGINES[manifest.engine.name].session).open_session(directory, manifest, threads=threads)
+    try:
+        return tuple(_continue(session, prompt, manifest) for prompt in prompts)
+    finally:
+        session.close()
+
+
+def _continue(session: Session, prompt: tuple[int, ...], manifest: Manifest) -> GreedyVector:
+    session.rewind(0)
+    chosen: list[int] = []
+    given: Sequence[int] = prompt
+    while len(chosen) < TOKENS and not (chosen and chosen[-1] in manifest.tokens.stop):
+        logits = session.forward(given)
+        if not np.isfinite(logits).all():
+            raise EngineError(f"the built model gives logits that are not finite after {session.position} tokens; nothing was written")
+        chosen.append(int(np.argmax(logits)))
+        given = chosen[-1:]
+    return GreedyVector(prompt, tuple(chosen))
+
+
+def main() -> None:
+    """Reads a request from stdin (``conformance.greedy_vectors`` writes it) and answers on stdout with one JSON object."""
+    with os.fdopen(os.dup(1), "w", encoding="utf-8") as answer:
+        os.dup2(2, 1)  # what an engine prints is no part of the answer
+        request = json.loads(sys.stdin.buffer.read())
+        manifest = Manifest.from_json(request["manifest"])
+        prompts = [tuple(prompt) for prompt in request["prompts"]]
+        try:
+            vectors = compute(Path(request["directory"]), manifest, prompts, request["threads"])
+        except EdgekitError as error:
+            json.dump({"error": type(error).__name__, "message": str(error)}, answer)
+        else:
+            json.dump({"continuations": [vector.continuation for vector in vectors]}, answer)
