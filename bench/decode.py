@@ -57,17 +57,17 @@ def child(python: Path, *words: str) -> object:
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     done = subprocess.run([python, ONE, *words], capture_output=True, text=True, env=environment)
     if done.returncode:
-        raise SystemExit(f"{' '.join(words)}: exit code {done.returncode}\n{done.stderr[-2000:]}")
+        raise SystemExit(f"decode_one.py {' '.join(words)}: exit code {done.returncode}\n{done.stderr[-2000:]}")
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
-def one(route: Route, python: Path, cold: bool) -> Run:
+def one(route: Route, python: Path, vocabulary: int, cold: bool) -> Run:
     """One process: loads, decodes, ends."""
     folder = route.path.parent if route.path.is_file() else route.path
     (measure.chill if cold else measure.warm)(folder)
     load = os.getloadavg()[0]
     threads = ["--threads", str(route.threads)] if route.threads else []
-    found = child(python, route.kind, str(route.path), *threads)
+    found = child(python, route.kind, str(route.path), "--vocabulary", str(vocabulary), *threads)
     assert isinstance(found, dict)
     return {**found, "cold": cold, "load_average": load}
 
@@ -173,6 +173,7 @@ def main() -> None:
     chosen = routes(artifact, asked.official, asked.gguf, os.cpu_count() or 1)
     pythons = {route.name: llama if route.kind == "llama.cpp" else python for route in chosen}
     weights = {str(route.path): int(str(child(pythons[route.name], "weight-bytes", str(route.path)))) for route in chosen}
+    vocabulary = json.loads((artifact / "config.json").read_text(encoding="utf-8"))["vocab_size"]
     prompt = str(child(python, "prompt", str(artifact)))
     measured: dict[str, list[Run]] = {route.name: [] for route in chosen}
     bandwidths: list[float] = []
@@ -190,7 +191,7 @@ def main() -> None:
         for turn in range(asked.runs):
             bandwidths.append(float(str(child(python, "bandwidth"))))
             for route in [*chosen[turn % len(chosen) :], *chosen[: turn % len(chosen)]]:
-                measured[route.name].append(one(route, pythons[route.name], cold=turn == 0))
+                measured[route.name].append(one(route, pythons[route.name], vocabulary, cold=turn == 0))
                 print(route.name, json.dumps(measured[route.name][-1]), file=sys.stderr, flush=True)
             outputs.append(first_output(python, artifact, prompt))
             asked.out.parent.mkdir(parents=True, exist_ok=True)

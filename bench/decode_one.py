@@ -145,13 +145,13 @@ def weight_bytes(path: Path) -> int:
     return gguf_weight_bytes(path) if path.suffix == ".gguf" else onnx_weight_bytes(path)
 
 
-def measured(kind: str, path: Path, threads: int | None) -> dict[str, object]:
+def measured(kind: str, path: Path, threads: int | None, vocabulary: int) -> dict[str, object]:
     rng = np.random.default_rng(0)
     before = time.perf_counter()
     engine = ENGINES[kind](path, threads)
     result: dict[str, object] = {"load": time.perf_counter() - before, "rss_loaded": measure.status_bytes("VmHWM")}
     for name, length in PROMPTS.items():
-        prompt = rng.integers(0, 31000, length).tolist()
+        prompt = rng.integers(0, vocabulary, length).tolist()
         began = time.perf_counter()
         engine.start(prompt)
         prefill = time.perf_counter() - began
@@ -202,6 +202,7 @@ def main() -> None:
     parser.add_argument("kind", choices=[*ENGINES, "bandwidth", "prompt", "weight-bytes"])
     parser.add_argument("path", type=Path, nargs="?", default=Path())
     parser.add_argument("--threads", type=int)
+    parser.add_argument("--vocabulary", type=int, default=32000, help="prompts are drawn from the ids below this one")
     asked = parser.parse_args()
     if asked.kind == "bandwidth":
         found: object = bandwidth(asked.threads or os.cpu_count() or 1)
@@ -210,7 +211,7 @@ def main() -> None:
     elif asked.kind == "weight-bytes":
         found = weight_bytes(asked.path)
     else:
-        found = measured(asked.kind, asked.path, asked.threads)
+        found = measured(asked.kind, asked.path, asked.threads, asked.vocabulary)
     print("\n" + json.dumps(found))
 
 
