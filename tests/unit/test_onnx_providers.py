@@ -17,7 +17,7 @@ from edgekit.checkpoint import Source, open_checkpoint
 from edgekit.engines.onnx import providers
 from edgekit.engines.onnx import session as module
 from edgekit.engines.onnx.export import check
-from edgekit.engines.onnx.session import OnnxSession, open_session, pieces
+from edgekit.engines.onnx.session import OnnxSession, open_session, pieces, release
 from edgekit.errors import CheckpointError, EngineError, EngineMissing, TargetError
 from edgekit.models import open_model
 from edgekit.quant import dequantize, quantize
@@ -33,6 +33,9 @@ HALF = 0.04
 PARTIAL = "phi3-longrope-partial-tied"
 
 
+runnable = pytest.mark.skipif(release(onnxruntime.__version__) < (1, 24, 4), reason="a device's artifact needs onnxruntime 1.24.4")
+
+
 def options(provider: str, precision: str = "float16") -> dict[str, OptionValue]:
     return {"accuracy_level": 0, "provider": provider, "precision": precision}
 
@@ -45,6 +48,7 @@ def on_cpu(built: Built) -> OnnxSession:
 
 @pytest.mark.parametrize("variant", ["phi3-longrope", PARTIAL, "qwen2"])
 @pytest.mark.parametrize(("provider", "precision"), [("dml", "float32"), ("webgpu", "float32"), ("dml", "float16"), ("cuda", "float16")])
+@runnable
 def test_every_form_computes_the_same(tmp_path: Path, variant: str, provider: str, precision: str) -> None:
     """Below, at and beyond the LongRoPE switch, whole and token by token."""
     built = build(tmp_path, variant, options=options(provider, precision))
@@ -156,6 +160,7 @@ def test_provider_options_as_genais_builder_writes_them(tmp_path: Path, provider
 
 
 @pytest.mark.parametrize(("provider", "extra"), [("cuda", "cuda"), ("dml", "directml"), ("webgpu", "webgpu")])
+@runnable
 def test_an_absent_provider_is_named_with_its_package(tmp_path: Path, provider: str, extra: str, monkeypatch: pytest.MonkeyPatch) -> None:
     built = build(tmp_path, "llama", options=options(provider))
     chosen = providers.PROVIDERS[provider]
@@ -165,6 +170,7 @@ def test_an_absent_provider_is_named_with_its_package(tmp_path: Path, provider: 
         open_session(built.directory, built.manifest)
 
 
+@runnable
 def test_a_device_that_does_not_start_is_no_silent_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     built = build(tmp_path, "llama", options=options("cuda"))
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
@@ -213,6 +219,7 @@ def test_a_cache_that_a_run_returned_is_kept_grown_and_rewound(tmp_path: Path, a
     session.close()
 
 
+@runnable
 def test_a_build_without_the_device_says_why_it_has_no_greedy_vectors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
     lines = 'provider = "cuda"\nprecision = "float16"\naccuracy_level = 0'
