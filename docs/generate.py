@@ -8,6 +8,7 @@ in README.md and other pages. ``python docs/generate.py`` writes, ``--check`` on
 
 import json
 import re
+import statistics
 import sys
 import textwrap
 from collections.abc import Iterator
@@ -90,6 +91,22 @@ def divergence_table() -> str:
     ]
     head = ["scheme", "mean KL (nats a token)", "99 % KL", "same most likely token"]
     return "\n\n".join([f"Over {result['positions']:,} positions:", table(head, rows), origin(result)])
+
+
+def build_table() -> str:
+    result = load("bench/results/build.json")
+    if result is None:
+        return "Not measured yet: `python bench/build.py`."
+    rows = []
+    for route, runs in result["runs"].items():
+        middle = {key: statistics.median(run[key] for run in runs) for key in ("wall", "user", "system", "peak", "anonymous", "bytes")}
+        seconds = [f"{middle[key]:.1f}" for key in ("wall", "user", "system")]
+        gigabytes = [f"{middle[key] / 1e9:.2f}" for key in ("peak", "anonymous", "bytes")]
+        rows.append([route, *seconds, *gigabytes])
+    head = ["converter", "wall s", "user s", "system s", "peak RSS GB", "of it not mapped files", "artifact GB"]
+    versions = ", ".join(f"{name} {value}" for tool in result["versions"].values() for name, value in sorted(tool.items()))
+    machine = f"{result['machine']['processor']}, {result['machine']['cores']} cores, {result['machine']['memory_gb']:.0f} GB"
+    return "\n\n".join([table(head, rows), f"`{result['command']}`; {machine}; {versions}."])
 
 
 def origin(result: dict[str, Any]) -> str:
@@ -205,6 +222,7 @@ GENERATED = {
     "tiny-phi": tiny_phi_table,
     "tiny-phi-card": tiny_phi_card,
     "divergence": divergence_table,
+    "build": build_table,
     "startup": startup_table,
     "lookup": lookup_table,
 }
