@@ -12,8 +12,9 @@ import pytest
 
 from checkpoints import SWITCH, VARIANTS
 from edgekit.engines.onnx import session as module
-from edgekit.engines.onnx.session import OnnxSession, open_session, release, usable_cpus
+from edgekit.engines.onnx.session import OnnxSession, open_session, release
 from edgekit.errors import ContextOverflow, EngineError, EngineMissing, UsageError
+from edgekit.parallel import cores
 from onnx_artifact import ROUNDING, Built, build, random_tokens, skip_unless_runnable
 
 TOKENS = random_tokens(96)
@@ -203,7 +204,7 @@ def test_telemetry_is_switched_off(llama: Built, monkeypatch: pytest.MonkeyPatch
 
 
 def test_threads_default_to_the_usable_cpus(llama: Built) -> None:
-    assert usable_cpus() >= 1
+    assert cores() >= 1
     session = open_session(llama.directory, llama.manifest)
     assert session.forward(TOKENS[:2]).shape == (320,)
 

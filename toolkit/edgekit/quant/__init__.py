@@ -1,6 +1,5 @@
 """Portable INT4 and its INT8 companion: matrices to codes, scales and zero points, and back (docs/portable-int4.md is the spec)."""
 
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from queue import Empty, SimpleQueue
@@ -9,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekit.errors import CheckpointError
+from edgekit.parallel import cores
 from edgekit.quant.exact import reproduce
 from edgekit.quant.pack import pack_nibbles, pack_zero_points, unpack_nibbles, unpack_zero_points
 from edgekit.quant.rtn import F32, GRIDS, Block, block, min_max, steps
@@ -187,15 +187,10 @@ def _over_rows(n: int, rows: int, worker: Callable[[], Rows], threads: int | Non
                 return
             work(start, min(start + rows, n))
 
-    count = min(threads or _cores(), starts.qsize())
+    count = min(threads or cores(), starts.qsize())
     if count <= 1:
         drain()
         return
     with ThreadPoolExecutor(count) as pool:
         for future in [pool.submit(drain) for _ in range(count)]:
             future.result()
-
-
-def _cores() -> int:
-    """Cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

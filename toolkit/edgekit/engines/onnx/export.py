@@ -25,6 +25,11 @@ FILE = "model.onnx"
 
 def check(model: Model, scheme: QuantScheme, target: Target) -> None:
     """Whether this model can be built for this target; reads no weight. Raises TargetError saying what stands against it."""
+    plan(model, scheme, target)
+
+
+def plan(model: Model, scheme: QuantScheme, target: Target) -> tuple[ir.Model, weights.DataFile]:
+    """The graph and where its weights will lie, checked against what the provider's kernels take. Raises TargetError."""
     options = onnx_options(target)
     decoder = model.decoder
     for what, dims in (("a head", decoder.head_dim), ("the rotated part of a head", decoder.rope.dims)):
@@ -33,14 +38,15 @@ def check(model: Model, scheme: QuantScheme, target: Target) -> None:
                 f"target {target.name}: ONNX Runtime's GroupQueryAttention needs {what} to have a multiple of 16 dimensions; "
                 f"{model.checkpoint.source.name} has {dims}. Build this model for a target with another engine (edge targets)."
             )
-    graph, _ = build(decoder, scheme, min(decoder.context, target.context), options)
+    graph, data = build(decoder, scheme, min(decoder.context, target.context), options)
     check_kernels(graph, options, f"target {target.name}")
+    return graph, data
 
 
 def footprint(model: Model, scheme: QuantScheme, target: Target) -> Footprint:
     """The planned size of ``model.onnx.data``; keys and values of every layer, in the precision of the activations."""
     decoder = model.decoder
-    _, data = build(decoder, scheme, min(decoder.context, target.context), onnx_options(target))
+    _, data = plan(model, scheme, target)
     return Footprint(data.size, 2 * int(data.floats.itemsize) * decoder.layers * decoder.kv_heads * decoder.head_dim)
 
 
@@ -48,10 +54,9 @@ def export(
     model: Model, scheme: QuantScheme, target: Target, directory: Path, progress: Progress, quantizer: Quantizer = PLAIN
 ) -> Exported:
     """Writes the three files into ``directory``. Raises TargetError as ``check`` does, CheckpointError from reading the weights."""
-    check(model, scheme, target)
+    graph, data = plan(model, scheme, target)
     context = min(model.decoder.context, target.context)
     options = onnx_options(target)
-    graph, data = build(model.decoder, scheme, context, options)
     weights.write(data, model, directory, progress, quantizer)
     (directory / FILE).write_bytes(ir.to_proto(graph).SerializeToString(deterministic=True))
     companions = read_companions(model.checkpoint, model.decoder.vocab_size)

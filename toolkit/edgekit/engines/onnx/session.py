@@ -1,6 +1,5 @@
 """Running an ONNX artifact on plain ONNX Runtime (no onnxruntime-genai needed)."""
 
-import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 from edgekit.artifact import Manifest
 from edgekit.engines.onnx.providers import PROVIDERS, Provider, open_on, provider
 from edgekit.errors import ContextOverflow, EngineError, EngineMissing, UsageError
+from edgekit.parallel import cores
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -49,7 +49,7 @@ def open_session(directory: Path, manifest: Manifest, *, threads: int | None = N
         )
     onnxruntime.disable_telemetry_events()
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads or usable_cpus()
+    options.intra_op_num_threads = threads or cores()
     options.inter_op_num_threads = 1
     options.log_severity_level = 4  # what goes wrong is raised; printing it as well would only repeat it
     # Lengths change with every call, and a memory plan would be made and kept for each.
@@ -64,13 +64,6 @@ def open_session(directory: Path, manifest: Manifest, *, threads: int | None = N
 def release(text: str) -> tuple[int, ...]:
     """``"1.24.1"`` -> (1, 24, 1), whatever follows the numbers left out."""
     return tuple(int(part) for part in re.findall(r"\d+", text.split("+")[0].split("rc")[0])[:3])
-
-
-def usable_cpus() -> int:
-    """CPUs this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 @dataclass(frozen=True)
