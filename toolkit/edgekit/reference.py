@@ -14,6 +14,8 @@ from edgekit.errors import ContextOverflow, UsageError
 from edgekit.models.decoder import DecoderConfig
 
 Array = NDArray[np.float32]
+VERSION = 1
+"""Of the logits: raised by whoever changes any of them beyond rounding, or kept ones would be taken for new."""
 ROWS = 2048  # positions that go through an MLP or a norm at a time
 SCORES = 1 << 25  # attention scores held at a time (128 MB)
 
