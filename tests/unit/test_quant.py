@@ -260,7 +260,7 @@ def test_weights_that_are_not_finite(format: Format, bad: float, threads: int, m
 def test_misuse() -> None:
     w = weights(2, 64)
     for bad in (w[0], w.astype(np.float16), w.astype(np.float64), w[:0], w[:, :0]):
-        with pytest.raises(ValueError, match="float32 matrix"):
+        with pytest.raises(ValueError, match="a matrix of float32"):
             quantize(bad, Format(4, 32), name="w")
     for format in (Format(3, 32), Format(4, 48), Format(8, 16)):
         with pytest.raises(ValueError, match="not known"):
