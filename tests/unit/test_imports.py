@@ -92,5 +92,5 @@ def test_version_is_that_of_the_project() -> None:
 
 def test_the_engines_own_process_loads_nothing_of_the_build_side() -> None:
     """Beside what it runs, its memory is the model's."""
-    loaded = modules_after("import edgekit.greedy")
+    loaded = modules_after("import edgekit.greedy, edgekit.parity")
     assert not {name for name in loaded if name in BUILD_ONLY or name.split(".")[0] in BUILD_ONLY} - {"edgekit.greedy"}
