@@ -264,8 +264,11 @@ def test_config_names_the_switch_and_keeps_both_factors(tmp_path: Path) -> None:
 def test_the_manifest_says_how_far_other_loaders_are_right(
     tmp_path: Path, variant: str, context: int, tokens: int, why: str | None
 ) -> None:
-    details = build(tmp_path, variant, context=context).exported.details
+    built = build(tmp_path, variant, context=context)
+    details = built.exported.details
     assert details["mlx_lm_tokens"] == tokens
+    tokenizer = json.loads((built.directory / "tokenizer_config.json").read_text(encoding="utf-8"))
+    assert tokenizer["model_max_length"] == (96 if why is None else max(1, tokens)) and "chat_template" in tokenizer
     assert (details["mlx_lm_limit"] is None) if why is None else (why in str(details["mlx_lm_limit"]))
 
 

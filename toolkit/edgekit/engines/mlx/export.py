@@ -45,7 +45,8 @@ def footprint(model: Model, scheme: QuantScheme, target: Target) -> Footprint:
 def export(
     model: Model, scheme: QuantScheme, target: Target, directory: Path, progress: Progress, quantizer: Quantizer = PLAIN
 ) -> Exported:
-    """Writes config.json (in place of the checkpoint's), safetensors and their index into ``directory``. Raises TargetError as ``check``
+    """Writes config.json and, where other loaders are not right for the whole context, tokenizer_config.json (in place of the
+    checkpoint's), safetensors and their index into ``directory``. Raises TargetError as ``check``
     does, CheckpointError from reading the weights."""
     layout = plan(model, scheme, target)
     precision = mlx_options(target).precision
@@ -53,9 +54,19 @@ def export(
     tokens = read_companions(model.checkpoint, model.decoder.vocab_size).tokens
     config = mlx_config(model, scheme, layout.formats, tokens, precision)
     (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8", newline="\n")
-    others = reach(model.decoder, min(model.decoder.context, target.context))
+    context = min(model.decoder.context, target.context)
+    others = reach(model.decoder, context)
+    if others.length < context:
+        _limit_tokenizer(directory / "tokenizer_config.json", others.length)
     return Exported(
         engine_requires={"mlx": "0.31", "mlx-lm": "0.31"},
         bits_per_weight=layout.bits_per_weight,
         details={"kv_dtype": precision, "mlx_lm_tokens": others.length, "mlx_lm_limit": others.reason},
     )
+
+
+def _limit_tokenizer(path: Path, tokens: int) -> None:
+    """So that transformers' tokenizers, which mlx-lm uses, warn of a longer prompt. edgekit's own takes no notice."""
+    config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    text = json.dumps({**config, "model_max_length": max(1, tokens)}, indent=2, ensure_ascii=False) + "\n"
+    path.write_text(text, encoding="utf-8", newline="\n")
