@@ -68,6 +68,22 @@ def test_engines_cache_and_threads_give_the_same(tmp_path: Path) -> None:
     assert all(other == made[0] for other in made)
 
 
+def test_a_second_engine_quantizes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What one command for several targets does; the artifact is the one that it would be alone."""
+    checkpoint = make_checkpoint(tmp_path / "model", "phi3-longrope")
+    target = write_target(tmp_path / "mlx.toml", "mlx")
+    edgekit.build(checkpoint, target=target, output=tmp_path / "alone", cached=False, verify=False)
+    edgekit.build(checkpoint, target=write_target(tmp_path / "onnx.toml", "onnx"), output=tmp_path / "first", verify=False)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("quantized again")
+
+    monkeypatch.setattr(quantized, "quantize", refuse)
+    edgekit.build(checkpoint, target=target, output=tmp_path / "second", verify=False)
+    for path in (tmp_path / "alone").iterdir():
+        assert path.read_bytes() == (tmp_path / "second" / path.name).read_bytes(), path.name
+
+
 def test_other_weights_give_others(tmp_path: Path) -> None:
     found = []
     for i, (seed, scheme) in enumerate([(0, "int4-g32"), (1, "int4-g32"), (0, "int4-g64")]):

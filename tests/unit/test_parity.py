@@ -132,6 +132,20 @@ def test_other_weights_are_no_parity_however_alike_the_answers(tmp_path: Path) -
     assert any("weights different (layers.1.o_proj)" in line for line in report.as_lines())
 
 
+def test_weights_alone_need_no_engine(edge: Edge, tmp_path: Path, apart: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """As for engines that run elsewhere only. Equal weights are proved, or it fails."""
+    monkeypatch.setattr(parity, "CHILD", "raise SystemExit(3)")
+    a, b, c = build(tmp_path, "c", "onnx"), build(tmp_path, "d", "mlx"), build(tmp_path, "e", "mlx", scheme="int4-g64")
+    report = verify([a, b], weights_only=True)
+    assert report.agrees and report.compared[0].weights == "equal"
+    assert report.as_lines() == [f"against {a} (onnx), weights only:", f"{b} (mlx): agrees", "  weights equal"]
+    assert edge("verify", str(a), str(b), "--weights-only").code == 0
+    ended = edge("verify", str(a), str(b), str(c), "--weights-only", "--json")
+    said = json.loads(ended.out)
+    assert (ended.code, [x["weights"] for x in said["compared"]]) == (1, ["equal", "different"])
+    assert not verify(apart, weights_only=True).agrees, "not recorded is not proved"
+
+
 def test_what_cannot_be_compared(edge: Edge, tmp_path: Path, apart: tuple[Path, Path]) -> None:
     with pytest.raises(UsageError, match="at least two artifacts"):
         verify([apart[0]])

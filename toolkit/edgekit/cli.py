@@ -264,13 +264,14 @@ def verify(
     margin: Annotated[
         float, typer.Option("--margin", min=0.0, help="Logits by which another token may lead and still count as a tie.")
     ] = 0.5,
+    weights_only: Annotated[bool, typer.Option("--weights-only", help="Compare the digests of the weights, and run nothing.")] = False,
     threads: Threads = None,
     json: Json = False,
 ) -> None:
     """Compare what artifacts of one model hold and say; exit code 1 where they do not agree."""
     from edgekit import console, parity
 
-    report = parity.verify(directories, prompts=prompt or (), tokens=tokens, margin=margin, threads=threads)
+    report = parity.verify(directories, prompts=prompt or (), tokens=tokens, margin=margin, threads=threads, weights_only=weights_only)
     if json:
         console.show_json(report.as_json())
     else:

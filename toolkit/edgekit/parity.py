@@ -56,7 +56,8 @@ class Divergence:
 class Comparison:
     """One artifact against the first. weights: "equal", "different" or "not recorded" (an older edgekit); different_weights: their names.
 
-    same: positions with the same most likely token, of ``positions``. rms, greatest: of the differences of all logits there.
+    same: positions with the same most likely token, of ``positions`` (0 where nothing was run). rms, greatest: of the differences of all
+    logits there.
     margin: the greatest of all divergences, 0 without any. agrees: it is within the limit, and the weights are not different.
     """
 
@@ -90,7 +91,8 @@ class Report:
 
     def as_lines(self) -> list[str]:
         """For people."""
-        lines = [f"against {self.reference} ({self.engine}), {self.prompts} prompts:"]
+        ran = f"{self.prompts} prompts" if self.prompts else "weights only"
+        lines = [f"against {self.reference} ({self.engine}), {ran}:"]
         for c in self.compared:
             names = (
                 f" ({', '.join(c.different_weights[:3])}{', ...' if len(c.different_weights) > 3 else ''})" if c.different_weights else ""
@@ -98,8 +100,9 @@ class Report:
             lines += [
                 f"{c.directory} ({c.engine}): {'agrees' if c.agrees else 'DOES NOT AGREE'}",
                 f"  weights {c.weights}{names}",
-                f"  {c.same} of {c.positions} tokens the same; logits differ by {c.rms:.2g} rms, at most {c.greatest:.2g}",
             ]
+            if c.positions:
+                lines.append(f"  {c.same} of {c.positions} tokens the same; logits differ by {c.rms:.2g} rms, at most {c.greatest:.2g}")
             if c.first is not None:
                 f = c.first
                 lines += [
@@ -117,17 +120,27 @@ def verify(
     tokens: int = TOKENS,
     margin: float = MARGIN,
     threads: int | None = None,
+    weights_only: bool = False,
 ) -> Report:
     """Compares every artifact with the first.
 
     prompts: what to ask, through the chat template where there is one; none takes the conformance vectors' chats and texts.
     tokens:  most tokens of an answer. margin: of logits, the most by which a divergence may be more than a tie.
+    weights_only: compare what the manifests say of the weights, and run nothing. They agree only if all say the same.
     Raises UsageError (fewer than two artifacts, a prompt without room), ArtifactError (also for artifacts of different tokenizers),
     EngineMissing, EngineError.
     """
     if len(directories) < 2:
         raise UsageError("there is nothing to compare with: give at least two artifacts of one model")
     artifacts = [load_artifact(directory) for directory in directories]
+    if weights_only:
+        return Report(
+            str(artifacts[0].directory),
+            artifacts[0].manifest.engine.name,
+            0,
+            margin,
+            tuple(_only_weights(artifacts[0], o) for o in artifacts[1:]),
+        )
     for other in artifacts[1:]:
         _check_same_tokens(artifacts[0], other)
     tokenizer = open_tokenizer(artifacts[0].directory, bos=artifacts[0].manifest.tokens.bos)
@@ -206,6 +219,11 @@ def _compare(
         margin,
         margin <= limit and kind != "different",
     )
+
+
+def _only_weights(first: Artifact, other: Artifact) -> Comparison:
+    kind, names = _weights(first, other)
+    return Comparison(str(other.directory), other.manifest.engine.name, kind, names, 0, 0, 0.0, 0.0, None, 0.0, kind == "equal")
 
 
 def _weights(first: Artifact, other: Artifact) -> tuple[str, tuple[str, ...]]:

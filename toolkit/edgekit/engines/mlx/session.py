@@ -24,12 +24,12 @@ def open_session(directory: Path, manifest: Manifest, *, threads: int | None = N
     check_installed(manifest.engine.requires)
     try:
         from edgekit.engines.mlx.model import load, on_gpu, wire
-    except ImportError as error:
-        raise missing(str(error)) from None
-    try:
+
         decoder = load(directory, widen=not on_gpu(), compiled=on_gpu())
     except EdgekitError:
         raise
+    except ImportError as error:
+        raise missing(str(error)) from None
     except Exception as error:  # MLX raises RuntimeError, ValueError and OSError; a config.json that was changed anything else
         raise EngineError(f"MLX cannot load {directory}: {error}; build the artifact again") from error
     return MlxSession(decoder, directory, manifest.context.length, wire())
