@@ -52,11 +52,13 @@ def scheme_table() -> str:
             f"{s.linear.bits_per_weight:.3f}",
             # ONNX Runtime's kernels take scales of 32 bits
             f"{s.linear.bits_per_weight + 16 / s.linear.group:.3f}",
+            # MLX has a float16 bias where others have a zero point
+            f"{s.linear.bits + 32 / s.linear.group:.3f}",
             f"{s.lm_head.bits} bits, {s.lm_head.bits_per_weight:.3f}",
         ]
         for s in SCHEMES.values()
     ]
-    return table(["scheme", "group", "bits a weight", "in an ONNX artifact", "embedding and lm_head"], rows)
+    return table(["scheme", "group", "bits a weight", "in an ONNX artifact", "in an MLX artifact", "embedding and lm_head"], rows)
 
 
 def exit_codes() -> str:

@@ -87,7 +87,7 @@ def test_unknown_model(edge: Edge, tmp_path: Path) -> None:
 
 
 def test_unknown_target(edge: Edge, model: Path, tmp_path: Path) -> None:
-    refused(edge, tmp_path, 4, "unknown target 'cpus', did you mean 'cpu'?", "Known: cpu, ", model=model, target="cpus")
+    refused(edge, tmp_path, 4, "unknown target 'cpus', did you mean 'cpu'?", ", cpu, ", model=model, target="cpus")
 
 
 @pytest.mark.parametrize(

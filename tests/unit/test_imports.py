@@ -1,5 +1,6 @@
 """What an import loads, each in a fresh interpreter: the device side carries nothing of the build side, and nothing phones home."""
 
+import importlib.util
 import json
 import os
 import re
@@ -36,10 +37,11 @@ def test_importing_edgekit_loads_nothing_else() -> None:
     assert {name for name in loaded if name.split(".")[0] in {"edgekit", "numpy", "tokenizers", "jinja2", "typer"}} == {"edgekit"}
 
 
-@pytest.mark.parametrize("engine", ["null", "onnx"])
+@pytest.mark.parametrize("engine", ["null", "onnx", "mlx"])
 def test_running_an_artifact_loads_nothing_of_the_build_side(engine: str, tmp_path: Path) -> None:
-    if engine == "onnx":
-        pytest.importorskip("onnxruntime")
+    for module in {"onnx": ["onnxruntime"], "mlx": ["mlx", "mlx_lm"]}.get(engine, []):
+        if importlib.util.find_spec(module) is None:
+            pytest.skip(f"{module} is not installed")
     artifact = build_tiny(tmp_path, engine)
     code = (
         "import edgekit\n"
@@ -90,5 +92,5 @@ def test_version_is_that_of_the_project() -> None:
 
 def test_the_engines_own_process_loads_nothing_of_the_build_side() -> None:
     """Beside what it runs, its memory is the model's."""
-    loaded = modules_after("import edgekit.greedy")
+    loaded = modules_after("import edgekit.greedy, edgekit.parity")
     assert not {name for name in loaded if name in BUILD_ONLY or name.split(".")[0] in BUILD_ONLY} - {"edgekit.greedy"}

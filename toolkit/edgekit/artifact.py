@@ -10,7 +10,7 @@ import re
 import shutil
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -141,7 +141,10 @@ class FileInfo:
 
 @dataclass(frozen=True)
 class Manifest:
-    """All that a runtime needs to know of an artifact, and all that a user may ask about its origin."""
+    """All that a runtime needs to know of an artifact, and all that a user may ask about its origin.
+
+    weights: canonical weight name -> digest of its portable form, equal on every engine (docs/artifact.md); empty where not recorded.
+    """
 
     format: Literal["edgekit"]
     version: int
@@ -155,6 +158,7 @@ class Manifest:
     chat_template: str | None
     conformance: Conformance
     files: Mapping[str, FileInfo]
+    weights: Mapping[str, str] = field(default_factory=dict)
 
     def to_json(self) -> str:
         """The text of ``edgekit.json``: keys in the order of the specification, two spaces, one line feed at the end."""

@@ -29,6 +29,7 @@ from edgekit.catalog import resolve
 from edgekit.checkpoint import reading
 from edgekit.companions import TEMPLATE, Companions, companion_files, read_companions, write_companions
 from edgekit.conformance import greedy_vectors, text_vectors
+from edgekit.digest import Ledger, weight_digests
 from edgekit.engines import ENGINES
 from edgekit.engines.exported import Exported, Footprint
 from edgekit.errors import EngineMissing, OutputError, TargetError, UsageError
@@ -103,9 +104,10 @@ def build(
         write_companions(companions, opened.checkpoint, staging)
         with reading(opened.checkpoint.directory):
             sources = source_files(_model_files(opened), cache, progress, threads)
-        exported = exporter.export(opened, quant, wanted, staging, progress, Quantizer(threads, cache, sources))
+        ledger = Ledger()
+        exported = exporter.export(opened, quant, wanted, staging, progress, Quantizer(threads, cache, sources, ledger=ledger))
         files = {path.name: source.sha256 for path, source in sources.items()}
-        manifest = _manifest(opened, quant, wanted, companions, exported, files)
+        manifest = replace(_manifest(opened, quant, wanted, companions, exported, files), weights=weight_digests(opened, ledger))
         if verify:
             with greedy_vectors(staging, manifest, companions, threads) as computed:
                 manifest = replace(manifest, files=list_files(staging, progress))

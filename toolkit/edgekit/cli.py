@@ -253,6 +253,35 @@ def inspect(
 
 @app.command()
 @_command
+def verify(
+    directories: Annotated[
+        list[Path], typer.Argument(metavar="DIR...", show_default=False, help="Artifacts of one model; each is compared with the first.")
+    ],
+    prompt: Annotated[
+        list[str] | None, typer.Option("--prompt", help="What to ask; may be repeated. Default: chats and texts of the manifest.")
+    ] = None,
+    tokens: Annotated[int, typer.Option("--tokens", min=1, help="Most tokens of an answer.")] = 32,
+    margin: Annotated[
+        float, typer.Option("--margin", min=0.0, help="Logits by which another token may lead and still count as a tie.")
+    ] = 0.5,
+    weights_only: Annotated[bool, typer.Option("--weights-only", help="Compare the digests of the weights, and run nothing.")] = False,
+    threads: Threads = None,
+    json: Json = False,
+) -> None:
+    """Compare what artifacts of one model hold and say; exit code 1 where they do not agree."""
+    from edgekit import console, parity
+
+    report = parity.verify(directories, prompts=prompt or (), tokens=tokens, margin=margin, threads=threads, weights_only=weights_only)
+    if json:
+        console.show_json(report.as_json())
+    else:
+        print("\n".join(report.as_lines()))
+    if not report.agrees:
+        raise typer.Exit(1)
+
+
+@app.command()
+@_command
 def targets(json: Json = False) -> None:
     """List what can be built for, and how far each was tried."""
     from dataclasses import asdict

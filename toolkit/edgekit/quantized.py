@@ -9,6 +9,7 @@ import numpy as np
 
 from edgekit import cache as kept
 from edgekit.cache import Cache, SourceFile
+from edgekit.digest import Ledger
 from edgekit.errors import CheckpointError
 from edgekit.models import Model
 from edgekit.parallel import in_threads
@@ -25,12 +26,14 @@ class Quantizer:
 
     sources: the checkpoint files with their digests; a cache needs those of all files that are read.
     search: look for better scales than min/max (``quant.quantize``).
+    ledger: notes the digest of every block that is handed out; None digests nothing.
     """
 
     threads: int | None = None
     cache: Cache | None = None
     sources: Mapping[Path, SourceFile] = field(default_factory=dict)
     search: bool = True
+    ledger: Ledger | None = None
 
 
 PLAIN = Quantizer()
@@ -63,7 +66,10 @@ def stream(
 
     def work(job: tuple[W, int, int]) -> Iterator[int]:
         m, start, stop = job
-        yield take(m, start, block(model, m, start, stop, quantizer))
+        made = block(model, m, start, stop, quantizer)
+        if quantizer.ledger is not None:
+            quantizer.ledger.note(m.weight, m.shape, start, made)
+        yield take(m, start, made)
 
     in_threads(work, [(m, start, stop) for m in matrices for start, stop in cuts(m.shape)], quantizer.threads, tell)
 
