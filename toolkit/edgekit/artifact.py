@@ -140,10 +140,20 @@ class FileInfo:
 
 
 @dataclass(frozen=True)
+class CalibrationInfo:
+    """How 4-bit weights were fitted to text. tokens: how many of it were used."""
+
+    method: str
+    tokens: int
+    text_sha256: str
+
+
+@dataclass(frozen=True)
 class Manifest:
     """All that a runtime needs to know of an artifact, and all that a user may ask about its origin.
 
     weights: canonical weight name -> digest of its portable form, equal on every engine (docs/artifact.md); empty where not recorded.
+    calibration: None where 4-bit weights were rounded by themselves.
     """
 
     format: Literal["edgekit"]
@@ -159,6 +169,7 @@ class Manifest:
     conformance: Conformance
     files: Mapping[str, FileInfo]
     weights: Mapping[str, str] = field(default_factory=dict)
+    calibration: CalibrationInfo | None = None
 
     def to_json(self) -> str:
         """The text of ``edgekit.json``: keys in the order of the specification, two spaces, one line feed at the end."""

@@ -1,5 +1,6 @@
 """One command's worth of work: a model and a target become an artifact. Checks first, then the long job, then one rename."""
 
+import hashlib
 import importlib
 import re
 import shutil
@@ -12,6 +13,7 @@ from typing import Protocol, cast
 from edgekit import __version__
 from edgekit.artifact import (
     MANIFEST,
+    CalibrationInfo,
     ContextInfo,
     EngineInfo,
     Manifest,
@@ -24,7 +26,8 @@ from edgekit.artifact import (
     list_files,
     writing,
 )
-from edgekit.cache import make_room, open_cache, prune, source_files
+from edgekit.cache import Cache, make_room, open_cache, prune, source_files
+from edgekit.calibrate import calibrate, calibration_tokens, method
 from edgekit.catalog import resolve
 from edgekit.checkpoint import reading
 from edgekit.companions import TEMPLATE, Companions, companion_files, read_companions, write_companions
@@ -37,11 +40,12 @@ from edgekit.models import Model, open_model
 from edgekit.progress import Progress, silent
 from edgekit.quant.scheme import Format, QuantScheme
 from edgekit.quant.scheme import scheme as load_scheme
-from edgekit.quantized import Quantizer
+from edgekit.quantized import Kept, Quantizer
 from edgekit.target import Target, load_target
 
 COMPANION_BYTES = 32_000_000
 """More than tokenizer, graph and licence take beside the weights."""
+CALIBRATED = ".calibrated"
 SMALLEST_CONTEXT = 256
 """Tokens; advising less would help nobody."""
 
@@ -73,6 +77,7 @@ def build(
     force: bool = False,
     cached: bool = True,
     verify: bool = True,
+    calibration: str | None = None,
     progress: Progress = silent,
     threads: int | None = None,
 ) -> Manifest:
@@ -84,6 +89,8 @@ def build(
     cached:  take quantized weights from the cache and keep new ones there (``edge cache list``).
     verify:  open the artifact with its own engine, in a process of its own, and record what it answers (conformance vectors). False says
              "not verified" in the manifest; nothing then holds more than a few blocks of weights in memory.
+    calibration: text like what the model will meet, 10,000 tokens or more: 4-bit weights are rounded for it (GPTQ, ``calibrate.py``), which
+             takes a pass of the reference decoder over it. None rounds by the weights alone.
     threads: that hash and quantize, and of the engine when it computes the conformance vectors; None takes every core. The artifact is
              the same, byte for byte.
     Raises UsageError, ModelError, TargetError, EngineMissing, TemplateError, OutputError, DownloadError or EngineError; then, as
@@ -94,6 +101,7 @@ def build(
     opened = open_model(resolve(str(model), revision=revision, offline=offline, progress=progress))
     wanted = replace(wanted, context=_context(opened, wanted, context))
     companions = read_companions(opened.checkpoint, opened.decoder.vocab_size)
+    sequences = _sequences(calibration, companions, opened)
     exporter.check(opened, quant, wanted)
     size = exporter.footprint(opened, quant, wanted)
     _check_footprint(size, opened, quant, wanted, output)
@@ -105,9 +113,17 @@ def build(
         with reading(opened.checkpoint.directory):
             sources = source_files(_model_files(opened), cache, progress, threads)
         ledger = Ledger()
-        exported = exporter.export(opened, quant, wanted, staging, progress, Quantizer(threads, cache, sources, ledger=ledger))
+        quantizer = Quantizer(threads, cache, sources, ledger=ledger)
+        if sequences:
+            # Without the user's cache the blocks lie beside what they become, and go with it.
+            store = Kept(cache or Cache(staging / CALIBRATED, sys.maxsize), sources, method(sequences))
+            calibrate(opened, quant, sequences, store, progress)
+            quantizer = replace(quantizer, calibrated=store)
+        exported = exporter.export(opened, quant, wanted, staging, progress, quantizer)
+        shutil.rmtree(staging / CALIBRATED, ignore_errors=True)
         files = {path.name: source.sha256 for path, source in sources.items()}
-        manifest = replace(_manifest(opened, quant, wanted, companions, exported, files), weights=weight_digests(opened, ledger))
+        manifest = _manifest(opened, quant, wanted, companions, exported, files)
+        manifest = replace(manifest, weights=weight_digests(opened, ledger), calibration=_calibration(sequences, calibration))
         if verify:
             with greedy_vectors(staging, manifest, companions, threads) as computed:
                 manifest = replace(manifest, files=list_files(staging, progress))
@@ -226,6 +242,21 @@ def _manifest(
         conformance=text_vectors(companions),
         files={},
     )
+
+
+def _sequences(text: str | None, companions: Companions, model: Model) -> list[tuple[int, ...]]:
+    """The calibration text as tokens, within the LongRoPE switch."""
+    if text is None:
+        return []
+    tokens = companions.tokens
+    bos = [tokens.bos] if tokens.add_bos and tokens.bos is not None else []
+    return calibration_tokens(companions.tokenizer.encode(text), bos, model.decoder.rope.switch or model.decoder.context)
+
+
+def _calibration(sequences: Sequence[Sequence[int]], text: str | None) -> CalibrationInfo | None:
+    if text is None:
+        return None
+    return CalibrationInfo("gptq", sum(map(len, sequences)), hashlib.sha256(text.encode()).hexdigest())
 
 
 def _format(form: Format) -> TensorFormat:

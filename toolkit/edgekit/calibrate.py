@@ -7,22 +7,19 @@ calibration that is broken off goes on from there. In memory at a time: the acti
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekit import cache as kept
-from edgekit.cache import Cache, SourceFile
 from edgekit.errors import OutputError, UsageError
 from edgekit.models import Model
 from edgekit.progress import Progress
 from edgekit.quant import concatenate, dequantize, quantize
 from edgekit.quant.gptq import quantize_for
 from edgekit.quant.scheme import Format, QuantizedTensor, QuantScheme
-from edgekit.quantized import Kept, cuts, load_block, rows_of, store_block
+from edgekit.quantized import Kept, cuts, load_block, store_block
 from edgekit.reference import reference_logits_many
 
 F32 = NDArray[np.float32]
@@ -35,10 +32,10 @@ ROWS = 4096
 
 
 @dataclass(frozen=True)
-class _Work:
-    model: Model
-    scheme: QuantScheme
-    store: Kept
+class _Matrix:
+    weight: str
+    shape: tuple[int, int]
+    format: Format
 
 
 def calibration_tokens(ids: Sequence[int], bos: Sequence[int], length: int) -> list[tuple[int, ...]]:
@@ -50,56 +47,47 @@ def calibration_tokens(ids: Sequence[int], bos: Sequence[int], length: int) -> l
     return found
 
 
-def digest(sequences: Sequence[Sequence[int]]) -> str:
-    """Of everything a calibrated weight depends on beside the checkpoint and its format."""
-    return hashlib.sha256(json.dumps(["gptq", VERSION, [list(s) for s in sequences]]).encode()).hexdigest()
+def method(sequences: Sequence[Sequence[int]]) -> str:
+    """Names everything that a calibrated weight depends on beside the checkpoint and its format."""
+    return "gptq " + hashlib.sha256(json.dumps([VERSION, [list(s) for s in sequences]]).encode()).hexdigest()
 
 
-def calibrate(
-    model: Model,
-    scheme: QuantScheme,
-    sequences: Sequence[Sequence[int]],
-    cache: Cache,
-    sources: Mapping[Path, SourceFile],
-    progress: Progress,
-) -> Kept:
-    """Fills ``cache`` with every 4-bit matrix of ``model``, calibrated on ``sequences``, and says how its blocks are found there.
+def calibrate(model: Model, scheme: QuantScheme, sequences: Sequence[Sequence[int]], store: Kept, progress: Progress) -> None:
+    """Fills ``store`` with every 4-bit matrix of ``model``, calibrated on ``sequences``. What it holds already is not computed again.
 
-    What is there already is not computed again. Raises CheckpointError; OutputError when a block cannot be kept.
+    Raises CheckpointError; OutputError when a block cannot be kept.
     """
-    names = [name for name, shape in model.decoder.weight_shapes().items() if len(shape) == 2 and scheme.format_of(name).bits == 4]
-    work = _Work(model, scheme, Kept(cache, sources, digest(sequences)))
-    ready = {name for name in names if _load(work, name) is not None}
+    shapes = {name: shape for name, shape in model.decoder.weight_shapes().items() if len(shape) == 2}
+    matrices = {name: _Matrix(name, (shape[0], shape[1]), scheme.format_of(name)) for name, shape in shapes.items()}
+    wanted = {name: m for name, m in matrices.items() if m.format.bits == 4}
+    missing = {name for name, m in wanted.items() if _load(model, m, store) is None}
     moments: dict[str, NDArray[np.float64]] = {}
     last: list[F32] = []
     done = 0
 
     def seen(name: str, inputs: F32) -> None:
-        if name in ready or name not in names:
+        if name not in missing:
             return
         if not (last and last[0] is inputs):  # q, k and v meet the same ones, and so do gate and up
-            moments.clear()
-            moments["last"] = _moments(inputs)
-            last[:] = [inputs]
+            moments["last"], last[:] = _moments(inputs), [inputs]
         moments[name] = moments["last"]
 
     def tensor(name: str) -> F32:
         nonlocal done
-        shape = model.decoder.weight_shapes()[name]
-        if len(shape) != 2:
-            return model.tensor(name)
-        if name not in names:
-            return dequantize(quantize(model.tensor(name), scheme.format_of(name), name=name))
-        found = _load(work, name) if name in ready else None
-        if found is None:
-            found = quantize_for(model.tensor(name), moments.pop(name), scheme.format_of(name))
-            _keep(work, name, found)
+        if name not in wanted:
+            weight = model.tensor(name)
+            return dequantize(quantize(weight, scheme.format_of(name), name=name)) if name in matrices else weight
+        m = wanted[name]
+        made = None if name in missing else _load(model, m, store)
+        if made is None:
+            made = quantize_for(model.tensor(name), moments.pop(name), m.format)
+            _keep(model, m, made, store)
         done += 1
-        progress("calibrate", min(done, len(names)), len(names))
-        return dequantize(found)
+        progress("calibrate", done, len(wanted))
+        return dequantize(made)
 
-    reference_logits_many(model.decoder, tensor, sequences, last=1, seen=seen)
-    return work.store
+    if missing:
+        reference_logits_many(model.decoder, tensor, sequences, last=1, seen=seen)
 
 
 def _moments(inputs: F32) -> NDArray[np.float64]:
@@ -111,21 +99,17 @@ def _moments(inputs: F32) -> NDArray[np.float64]:
     return total
 
 
-def _format(work: _Work, name: str) -> tuple[tuple[int, int], Format]:
-    n, k = work.model.decoder.weight_shapes()[name]
-    return (n, k), work.scheme.format_of(name)
-
-
-def _load(work: _Work, name: str) -> QuantizedTensor | None:
-    shape, form = _format(work, name)
-    parts = [load_block(work.model, name, form, start, stop, shape[1], work.store) for start, stop in cuts(shape)]
+def _load(model: Model, m: _Matrix, store: Kept) -> QuantizedTensor | None:
+    parts = [load_block(model, m, start, stop, store) for start, stop in cuts(m.shape)]
     held = [part for part in parts if part is not None]
     return concatenate(held) if len(held) == len(parts) else None
 
 
-def _keep(work: _Work, name: str, made: QuantizedTensor) -> None:
-    shape, form = _format(work, name)
-    for start, stop in cuts(shape):
-        store_block(work.model, name, start, stop, rows_of(made, start, stop), work.store)
-        if load_block(work.model, name, form, start, stop, shape[1], work.store) is None:
-            raise OutputError(f"calibrated weights cannot be kept in {work.store.cache.directory}: free space there, or set EDGEKIT_CACHE")
+def _keep(model: Model, m: _Matrix, made: QuantizedTensor, store: Kept) -> None:
+    for start, stop in cuts(m.shape):
+        part = QuantizedTensor(
+            (stop - start, m.shape[1]), m.format, made.codes[start:stop], made.scales[start:stop], made.zeros[start:stop]
+        )
+        store_block(model, m, start, stop, part, store)
+        if load_block(model, m, start, stop, store) is None:
+            raise OutputError(f"calibrated weights cannot be kept in {store.cache.directory}: free space there, or set EDGEKIT_CACHE")

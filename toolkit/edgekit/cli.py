@@ -111,6 +111,10 @@ def build(
     offline: Annotated[bool, typer.Option("--offline", help="Use only what has been downloaded before.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an artifact that is already there.")] = False,
     no_cache: Annotated[bool, typer.Option("--no-cache", help="Quantize anew, and keep nothing for the next build.")] = False,
+    calibrate: Annotated[
+        Path | None,
+        typer.Option("--calibrate", help="A text like what the model will meet, to fit 4-bit weights to (GPTQ).", show_default=False),
+    ] = None,
     no_verify: Annotated[bool, typer.Option("--no-verify", help="Do not try the artifact; its manifest says so.")] = False,
     threads: Annotated[int | None, typer.Option("--threads", min=1, help="Threads to work with. Default: every core.")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress, no summary.")] = False,
@@ -120,7 +124,9 @@ def build(
     from edgekit import console, listing
     from edgekit.build import build as build_artifact
     from edgekit.build import check_request, outputs
+    from edgekit.resources import read_text
 
+    text = read_text(calibrate) if calibrate is not None else None
     places = outputs(model, target, out)
     for name, directory in places:
         check_request(name, directory, scheme=scheme, force=force)
@@ -139,6 +145,7 @@ def build(
                     force=force,
                     cached=not no_cache,
                     verify=not no_verify,
+                    calibration=text,
                     progress=progress,
                     threads=threads,
                 )

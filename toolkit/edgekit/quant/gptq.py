@@ -31,9 +31,10 @@ ROWS = 256
 
 
 def quantize_for(weight: F32, inputs: F64, format: Format, *, compensate: bool = True) -> QuantizedTensor:
-    """Quantize ``weight`` float32 [N, K] (finite, of a float16 grid's reach) to portable INT4 for inputs with second moments ``inputs`` [K, K].
+    """Quantize ``weight`` float32 [N, K] (finite, within a float16 grid's reach) to portable INT4 for the inputs it will meet.
 
-    inputs: symmetric, positive semidefinite, of any scale. compensate: False rounds to nearest with the weighted scales.
+    inputs: their second moments [K, K], symmetric and positive semidefinite, of any scale.
+    compensate: False rounds to nearest with the weighted scales.
     Raises ValueError for a format of other bits or shapes that do not fit.
     """
     n, k = weight.shape
@@ -94,7 +95,8 @@ def _error(w: F32, h: F32, scale: F32, zero: F32) -> F32:
 
 def _nearest(w: F32, scale: F32, zero: F32) -> F32:
     """Signed codes ``q - z``."""
-    return np.clip(np.rint(w / scale), -zero, np.float32(15) - zero)
+    codes: F32 = np.clip(np.rint(w / scale), -zero, np.float32(15) - zero)
+    return codes
 
 
 def _compensated(weight: F32, inputs: F64, scale: F32, zero: F32) -> F32:
