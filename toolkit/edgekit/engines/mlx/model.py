@@ -197,12 +197,13 @@ def compute(decoder: Decoder, caches: Sequence[Any], ids: NDArray[np.int64], las
 
 
 def on_gpu() -> bool:
-    return bool(mx.metal.is_available())
+    """Whether MLX computes on a GPU here: Metal's, or CUDA's on a Linux that has that build of MLX."""
+    return bool(mx.default_device() == mx.gpu)
 
 
 def wire() -> int | None:
     """On a Mac, keeps what the GPU uses from being paged out, up to what Metal recommends; the limit that held before. Elsewhere None."""
-    if not on_gpu():
+    if not mx.metal.is_available():
         return None
     before: int = mx.set_wired_limit(mx.device_info()["max_recommended_working_set_size"])
     return before
