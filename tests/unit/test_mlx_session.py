@@ -14,6 +14,7 @@ from checkpoints import SWITCH, VARIANTS
 from edgekit.engines.mlx.packages import release
 from edgekit.engines.mlx.session import MlxSession, open_session
 from edgekit.errors import ArtifactError, ContextOverflow, EngineError, EngineMissing, UsageError
+from edgekit.quant import dequantize, quantize
 from mlx_artifact import FLOAT32, REFUSED, ROUNDING, Built, build, copy_of
 from onnx_artifact import random_tokens
 
@@ -103,6 +104,19 @@ def test_mlx_lm_opens_the_directory_unaided_and_says_the_same(tmp_path: Path) ->
     assert set(tokenizer.eos_token_ids) == set(built.config["eos_token_id"])  # type: ignore[call-overload]
 
 
+@pytest.mark.parametrize("variant", ["phi3-longrope", "qwen2-tied"])
+def test_the_session_computes_with_the_portable_weights_bit_for_bit(tmp_path: Path, variant: str) -> None:
+    """Gaussian weights in a file for float16, whose INT8 embedding has rounded biases: they come back exact, also where the embedding is
+    the lm_head."""
+    built = build(tmp_path, variant, grid=None)
+    decoder = module.load(built.directory, widen=False, compiled=False)
+    leaf = decoder._inner.embed_tokens
+    want = dequantize(quantize(built.model.tensor("embed_tokens"), built.scheme.embedding, name="embed_tokens"))
+    got = mx.dequantize(leaf.weight, leaf.scales, leaf.biases, group_size=leaf.group_size, bits=leaf.bits)
+    assert np.array_equal(np.array(got), want)
+    assert decoder._inner.layers[0].mlp.down_proj.scales.dtype == mx.float16, "activations stay float16"
+
+
 def test_float16_stays_near_the_reference(tmp_path: Path) -> None:
     """As on a GPU. Few tokens: MLX's float16 is slow on a CPU."""
     built = build(tmp_path, "phi3-longrope")
@@ -147,7 +161,7 @@ def test_compiled_steps_while_the_cache_grows_and_after_rewinding(tmp_path: Path
     assert np.abs(logits - built.reference(other)).max() < ROUNDING
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, RuntimeError])
 def test_a_failed_call_leaves_the_session_usable(llama: Built, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]) -> None:
     """After the caches of some layers have taken the new tokens in."""
     for session in (opened(llama), with_compiled_steps(llama)):
@@ -159,7 +173,7 @@ def test_a_failed_call_leaves_the_session_usable(llama: Built, monkeypatch: pyte
 
         for new in (TOKENS[5:9], TOKENS[5:6]):
             monkeypatch.setattr(session._decoder, "_head", fail)
-            with pytest.raises(KeyboardInterrupt if error is KeyboardInterrupt else EngineError):
+            with pytest.raises(EngineError if error is RuntimeError else error):
                 session.forward(new)
             monkeypatch.setattr(session._decoder, "_head", head)
             assert session.position == 5

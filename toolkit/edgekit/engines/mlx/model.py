@@ -111,7 +111,8 @@ class Decoder:
         return self._logits(ids, caches, masks, last)
 
     def _logits(self, ids: mx.array, caches: Sequence[Any], masks: Mapping[int | None, Any], last: int) -> mx.array:
-        hidden = self._inner.embed_tokens(ids)
+        # Its float32 rows in the type of the other activations.
+        hidden = self._inner.embed_tokens(ids).astype(self._inner.norm.weight.dtype)
         for layer, cache, window in zip(self._inner.layers, caches, self._windows, strict=True):
             hidden = layer(hidden, masks[window], cache)
         return self._head(self._inner.norm(hidden[:, -last:]))[0].astype(mx.float32)
@@ -158,10 +159,19 @@ def load(directory: Path, *, widen: bool, compiled: bool) -> Decoder:
         weights.update(mx.load(str(directory / name)))
     if widen:
         weights = {name: array.astype(mx.float32) if array.dtype == mx.float16 else array for name, array in weights.items()}
+    weights |= exact_embedding(weights["model.embed_tokens.scales"], weights["model.embed_tokens.biases"])
     model.load_weights(list(weights.items()), strict=True)
     model.eval()
     mx.eval(model.parameters())
     return Decoder(model, ours["windows"], Rotation(ours["rope"]), compiled=compiled)
+
+
+def exact_embedding(scales: mx.array, biases: mx.array) -> dict[str, mx.array]:
+    """Scales and biases of the embedding in float32, where ``-z * s`` is exact: a file for float16 holds the rounded one, from which the
+    zero point comes back by ``rint(-bias / s)``. So this session computes with the very weights of every other engine."""
+    wide = scales.astype(mx.float32)
+    zeros = mx.round(-biases.astype(mx.float32) / wide)
+    return {"model.embed_tokens.scales": wide, "model.embed_tokens.biases": -zeros * wide}
 
 
 def compute(decoder: Decoder, caches: Sequence[Any], ids: NDArray[np.int64], last: int, final: int) -> NDArray[np.float32]:
@@ -187,12 +197,13 @@ def compute(decoder: Decoder, caches: Sequence[Any], ids: NDArray[np.int64], las
 
 
 def on_gpu() -> bool:
-    return bool(mx.metal.is_available())
+    """Whether MLX computes on a GPU here: Metal's, or CUDA's on a Linux that has that build of MLX."""
+    return bool(mx.default_device() == mx.gpu)
 
 
 def wire() -> int | None:
     """On a Mac, keeps what the GPU uses from being paged out, up to what Metal recommends; the limit that held before. Elsewhere None."""
-    if not on_gpu():
+    if not mx.metal.is_available():
         return None
     before: int = mx.set_wired_limit(mx.device_info()["max_recommended_working_set_size"])
     return before

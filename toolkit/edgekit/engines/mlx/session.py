@@ -92,12 +92,11 @@ class MlxSession:
         """Whatever is raised, Ctrl-C included: the caches hold what they held before."""
         try:
             yield
-        except (KeyboardInterrupt, EdgekitError):
+        except BaseException as error:
             self._trim(self._position)
+            if isinstance(error, Exception):  # MLX raises RuntimeError and ValueError
+                raise EngineError(f"MLX failed while running {self._directory}: {error}") from error
             raise
-        except Exception as error:  # MLX raises RuntimeError and ValueError
-            self._trim(self._position)
-            raise EngineError(f"MLX failed while running {self._directory}: {error}") from error
 
     def _trim(self, length: int) -> None:
         """What is forgotten stays in the buffers until it is overwritten; nothing reads it."""
