@@ -50,7 +50,7 @@ class Route:
 
 
 TOOLS = {
-    "edgekit": Tool(("--editable", f"{ROOT}[build,onnx]"), ("numpy", "onnx-ir", "onnxruntime")),
+    "edgekit": Tool(("--editable", f"{ROOT}[build,onnx]"), ("numpy", "onnxruntime")),
     "mlx": Tool(("mlx[cpu]", "mlx-lm"), ("mlx", "mlx-lm", "transformers")),
     "genai": Tool(
         ("onnxruntime-genai==0.18.0", "onnxruntime", "onnx-ir", "onnx", "torch==2.13.0", "transformers"),

@@ -23,7 +23,7 @@ import measure
 
 ROOT = Path(__file__).resolve().parent.parent
 ONE = str(ROOT / "bench" / "decode_one.py")
-EDGEKIT = ("--editable", f"{ROOT}[build,onnx]", "onnxruntime-genai==0.18.0")
+EDGEKIT = ("--editable", f"{ROOT}[build,onnx]", "onnxruntime-genai==0.18.0", "onnx")
 LLAMA = ("llama-cpp-python", "gguf")
 SHOWN = ("numpy", "onnxruntime", "onnxruntime-genai", "llama-cpp-python")
 Run = dict[str, object]
