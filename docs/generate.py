@@ -111,6 +111,22 @@ def build_table() -> str:
     return "\n\n".join([table(head, rows), f"`{result['command']}`; {machine}; {versions}."])
 
 
+def decode_table() -> str:
+    result = load("bench/results/decode.json")
+    if result is None:
+        return "Not measured yet: `python bench/decode.py`."
+    return "\n\n".join([table(result["table"]["head"], result["table"]["rows"]), *result["table"]["notes"]])
+
+
+def session_table() -> str:
+    result = load("bench/results/session.json")
+    if result is None:
+        return "Not measured yet: `python bench/session.py DIR`."
+    machine = f"{result['machine']['processor']}, {result['machine']['cores']} cores, load average {result['load_average']}"
+    versions = ", ".join(f"{name} {value}" for name, value in sorted(result["versions"].items()))
+    return "\n\n".join([table(result["head"], result["rows"]), f"Medians, in turns. `{result['command']}`; {machine}; {versions}."])
+
+
 def origin(result: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {value}" for name, value in sorted(result["versions"].items()))
     return f"`{result['command'].strip()}`; weights sha256 `{result['weights_sha256'][:16]}`; {versions}."
@@ -225,6 +241,8 @@ GENERATED = {
     "tiny-phi-card": tiny_phi_card,
     "divergence": divergence_table,
     "build": build_table,
+    "decode": decode_table,
+    "session": session_table,
     "startup": startup_table,
     "lookup": lookup_table,
 }

@@ -15,13 +15,14 @@ import importlib
 import operator
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import cast
 
-from edgekit.artifact import Manifest, load_artifact
+from edgekit.artifact import Artifact, Manifest, load_artifact
 from edgekit.engines import ENGINES
-from edgekit.errors import ArtifactError, TemplateError, UsageError
+from edgekit.errors import ArtifactError, EdgekitError, TemplateError, UsageError
 from edgekit.runtime.chat import ChatTemplate, Messages, check_template, open_template
 from edgekit.runtime.generate import Completion, Finish, Step, collect, generate
 from edgekit.runtime.prefix import PrefixCache
@@ -39,13 +40,29 @@ def load(directory: str | Path, *, threads: int | None = None) -> "Runtime":
     Raises ArtifactError, TemplateError, EngineMissing (saying which extra to install), EngineError.
     """
     artifact = load_artifact(directory)
+    with ThreadPoolExecutor(1) as pool:
+        texts = pool.submit(_open_texts, artifact)  # while the engine reads the weights: about 0.1 s of 2
+        try:
+            session = _open_session(artifact.directory, artifact.manifest, threads)
+        except EdgekitError:
+            texts.result()  # what is wrong with the files is said before what is wrong with the engine
+            raise
+        try:
+            tokenizer, template = texts.result()
+        except BaseException:
+            session.close()
+            raise
+    return Runtime(artifact.manifest, tokenizer, template, session)
+
+
+def _open_texts(artifact: Artifact) -> tuple[Tokenizer, ChatTemplate | None]:
     manifest = artifact.manifest
     tokenizer = open_tokenizer(artifact.directory, bos=manifest.tokens.bos if manifest.tokens.add_bos else None)
     check_tokenizer(tokenizer, manifest.conformance.encode)
     template = open_template(artifact.directory, manifest.chat_template) if manifest.chat_template is not None else None
     if template is not None:
         check_template(template, manifest.conformance.chat)
-    return Runtime(manifest, tokenizer, template, _open_session(artifact.directory, manifest, threads))
+    return tokenizer, template
 
 
 class Runtime:
