@@ -15,7 +15,6 @@ from edgekit.errors import EdgekitError
 
 P = ParamSpec("P")
 INTERRUPTED = 130
-TERMINATED = 143
 
 app = typer.Typer(
     name="edge",
@@ -324,8 +323,11 @@ def prune(
 
 
 def main() -> None:
-    """The console script. A polite kill cleans up as Ctrl-C does: the exception passes through every ``finally``."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
+    """The console script. A polite kill or a closed terminal cleans up as Ctrl-C does: the exception passes through every ``finally``."""
+    for name in ("SIGTERM", "SIGHUP", "SIGBREAK"):
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) != signal.SIG_IGN:  # nohup
+            signal.signal(number, lambda caught, _: sys.exit(128 + caught))
     app()
 
 
