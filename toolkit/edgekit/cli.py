@@ -70,9 +70,13 @@ def _fail(error: EdgekitError, document: dict[str, object] | None) -> NoReturn:
     from edgekit import console
 
     if document is not None:
-        console.show_json({"error": {"kind": type(error).__name__, "message": str(error), "exit_code": error.exit_code}, **document})
+        console.show_json({"error": _described(error), **document})
     print(f"edge: error: {error}", file=sys.stderr)
     raise typer.Exit(error.exit_code) from None
+
+
+def _described(error: EdgekitError) -> dict[str, object]:
+    return {"kind": type(error).__name__, "message": str(error), "exit_code": error.exit_code}
 
 
 def _version(asked: bool) -> None:
@@ -248,6 +252,39 @@ def inspect(
         console.show_json_text(artifact.manifest.to_json().rstrip("\n"))
     else:
         console.show_pairs(listing.description(artifact.manifest, checked=check))
+
+
+@app.command()
+@_command
+def verify(
+    directories: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Artifacts that `edge build` made.", show_default=False)],
+    no_run: Annotated[bool, typer.Option("--no-run", help="Check the files only; the engine need not be here.")] = False,
+    threads: Threads = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress; nothing at all where all is right.")] = False,
+    json: Json = False,
+) -> None:
+    """Check that artifacts are what was built, and answer here as they did there."""
+    from edgekit import console
+    from edgekit import verify as integrity
+
+    found: list[dict[str, object]] = []
+    first: EdgekitError | None = None
+    for directory in directories:
+        try:
+            with console.progress(quiet=quiet or json) as progress:
+                report = integrity.verify(directory, run=not no_run, threads=threads, progress=progress)
+        except EdgekitError as error:
+            first = first or error
+            found.append({"directory": str(directory), "error": _described(error)})
+            print(f"edge: error: {error}", file=sys.stderr)
+            continue
+        found.append(integrity.as_json(report))
+        if not (quiet or json):
+            print("\n".join(integrity.as_lines(report)))
+    if json:
+        console.show_json(found)
+    if first is not None:
+        raise typer.Exit(first.exit_code)
 
 
 @app.command()

@@ -19,7 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import cast
 
-from edgekit.artifact import Manifest, load_artifact
+from edgekit.artifact import Artifact, Manifest, load_artifact
 from edgekit.engines import ENGINES
 from edgekit.errors import ArtifactError, TemplateError, UsageError
 from edgekit.runtime.chat import ChatTemplate, Messages, check_template, open_template
@@ -39,13 +39,19 @@ def load(directory: str | Path, *, threads: int | None = None) -> "Runtime":
     Raises ArtifactError, TemplateError, EngineMissing (saying which extra to install), EngineError.
     """
     artifact = load_artifact(directory)
+    tokenizer, template = open_text(artifact)
+    return Runtime(artifact.manifest, tokenizer, template, _open_session(artifact.directory, artifact.manifest, threads))
+
+
+def open_text(artifact: Artifact) -> tuple[Tokenizer, ChatTemplate | None]:
+    """Tokenizer and chat template, which give what the manifest's vectors say. Raises ArtifactError, TemplateError."""
     manifest = artifact.manifest
     tokenizer = open_tokenizer(artifact.directory, bos=manifest.tokens.bos if manifest.tokens.add_bos else None)
     check_tokenizer(tokenizer, manifest.conformance.encode)
     template = open_template(artifact.directory, manifest.chat_template) if manifest.chat_template is not None else None
     if template is not None:
         check_template(template, manifest.conformance.chat)
-    return Runtime(manifest, tokenizer, template, _open_session(artifact.directory, manifest, threads))
+    return tokenizer, template
 
 
 class Runtime:
