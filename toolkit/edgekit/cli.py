@@ -11,7 +11,7 @@ from typing import Annotated, NoReturn, ParamSpec
 import typer
 
 from edgekit import __version__
-from edgekit.errors import EdgekitError
+from edgekit.errors import EdgekitError, EngineError
 
 P = ParamSpec("P")
 INTERRUPTED = 130
@@ -315,6 +315,22 @@ def models(json: Json = False) -> None:
         console.show_json([asdict(entry) for entry in catalogue()])
     else:
         console.show_table(*listing.model_table(catalogue()))
+
+
+@app.command()
+@_command
+def doctor(json: Json = False) -> None:
+    """Show what is installed and which engines work here, and what to do about the rest."""
+    from edgekit import console, listing
+    from edgekit.doctor import as_json, diagnose
+
+    found = diagnose()
+    if json:
+        console.show_json(as_json(found))
+    else:
+        console.show_pairs(listing.diagnosis(found))
+    if not found.well:
+        raise typer.Exit(EngineError.exit_code)
 
 
 cache = typer.Typer(help="Quantized weights kept for the next build.", rich_markup_mode=None, no_args_is_help=True)
