@@ -12,7 +12,6 @@ from typing import Protocol, cast
 
 from edgekit import __version__
 from edgekit.artifact import (
-    MANIFEST,
     CalibrationInfo,
     ContextInfo,
     EngineInfo,
@@ -21,10 +20,7 @@ from edgekit.artifact import (
     SchemeInfo,
     SourceKind,
     TensorFormat,
-    check_output,
-    flush,
     list_files,
-    writing,
 )
 from edgekit.cache import Cache, make_room, open_cache, prune, source_files
 from edgekit.calibrate import calibrate, calibration_tokens, method
@@ -37,6 +33,7 @@ from edgekit.engines import ENGINES
 from edgekit.engines.exported import Exported, Footprint
 from edgekit.errors import EngineMissing, OutputError, TargetError, UsageError
 from edgekit.models import Model, open_model
+from edgekit.output import check_output, flush, seal, writing
 from edgekit.progress import Progress, silent
 from edgekit.quant.scheme import Format, QuantScheme
 from edgekit.quant.scheme import scheme as load_scheme
@@ -132,7 +129,7 @@ def build(
                 manifest = replace(manifest, conformance=replace(manifest.conformance, greedy=computed()))
         else:
             manifest = replace(manifest, files=list_files(staging, progress))
-        (staging / MANIFEST).write_text(manifest.to_json(), encoding="utf-8", newline="\n")
+        seal(staging, manifest)
     if cache is not None:
         prune(cache, cache.limit)
     return manifest

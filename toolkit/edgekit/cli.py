@@ -11,17 +11,16 @@ from typing import Annotated, NoReturn, ParamSpec
 import typer
 
 from edgekit import __version__
-from edgekit.errors import EdgekitError
+from edgekit.errors import EdgekitError, EngineError
 
 P = ParamSpec("P")
 INTERRUPTED = 130
-TERMINATED = 143
 
 app = typer.Typer(
     name="edge",
     help="Quantize a small language model once and run it on any edge engine.",
     epilog="Exit codes: 0 done, 1 anything else, 2 usage, 3 model, 4 target, 5 engine missing, 6 artifact, 7 context overrun, "
-    "8 chat template, 9 output, 10 download, 11 engine, 130 Ctrl-C.",
+    "8 chat template, 9 output, 10 download, 11 engine, 12 fidelity, 130 Ctrl-C.",
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     no_args_is_help=True,
@@ -71,9 +70,13 @@ def _fail(error: EdgekitError, document: dict[str, object] | None) -> NoReturn:
     from edgekit import console
 
     if document is not None:
-        console.show_json({"error": {"kind": type(error).__name__, "message": str(error), "exit_code": error.exit_code}, **document})
+        console.show_json({"error": _described(error), **document})
     print(f"edge: error: {error}", file=sys.stderr)
     raise typer.Exit(error.exit_code) from None
+
+
+def _described(error: EdgekitError) -> dict[str, object]:
+    return {"kind": type(error).__name__, "message": str(error), "exit_code": error.exit_code}
 
 
 def _version(asked: bool) -> None:
@@ -261,30 +264,58 @@ def inspect(
 @app.command()
 @_command
 def verify(
-    directories: Annotated[
-        list[Path], typer.Argument(metavar="DIR...", show_default=False, help="Artifacts of one model; each is compared with the first.")
-    ],
-    prompt: Annotated[
-        list[str] | None, typer.Option("--prompt", help="What to ask; may be repeated. Default: chats and texts of the manifest.")
+    directories: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Artifacts that `edge build` made.", show_default=False)],
+    no_run: Annotated[bool, typer.Option("--no-run", help="Check and compare files only; no engine need be here.")] = False,
+    against: Annotated[
+        str | None, typer.Option("--against", metavar="MODEL", help="Measure fidelity to this model, unquantized.", show_default=False)
     ] = None,
-    tokens: Annotated[int, typer.Option("--tokens", min=1, help="Most tokens of an answer.")] = 32,
+    text: Annotated[
+        Path | None, typer.Option("--text", help="With --against: measure on this text. Default: edgekit's own.", show_default=False)
+    ] = None,
+    full: Annotated[bool, typer.Option("--full", help="With --against: 4,096 positions instead of 256.")] = False,
+    html: Annotated[Path | None, typer.Option("--html", help="With --against: write the report as a page.", show_default=False)] = None,
+    max_kl: Annotated[float | None, typer.Option("--max-kl", min=0.0, help="With --against: fail above this mean KL divergence.")] = None,
+    min_top1: Annotated[
+        float | None, typer.Option("--min-top1", min=0.0, max=1.0, help="With --against: fail below this share of same likeliest tokens.")
+    ] = None,
+    prompt: Annotated[
+        list[str] | None,
+        typer.Option("--prompt", help="With several DIR: what to ask; may be repeated. Default: chats and texts of the manifest."),
+    ] = None,
+    tokens: Annotated[int, typer.Option("--tokens", min=1, help="With several DIR: most tokens of an answer.")] = 32,
     margin: Annotated[
-        float, typer.Option("--margin", min=0.0, help="Logits by which another token may lead and still count as a tie.")
+        float, typer.Option("--margin", min=0.0, help="With several DIR: logits by which another token may lead and still count as a tie.")
     ] = 0.5,
-    weights_only: Annotated[bool, typer.Option("--weights-only", help="Compare the digests of the weights, and run nothing.")] = False,
     threads: Threads = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress; nothing at all where all is right.")] = False,
     json: Json = False,
 ) -> None:
-    """Compare what artifacts of one model hold and say; exit code 1 where they do not agree."""
-    from edgekit import console, parity
+    """Check that artifacts are what was built, say the same, and are faithful to their model."""
+    from edgekit import console, examination
 
-    report = parity.verify(directories, prompts=prompt or (), tokens=tokens, margin=margin, threads=threads, weights_only=weights_only)
+    wishes = examination.Wishes(
+        run=not no_run,
+        against=against,
+        text=text,
+        full=full,
+        html=html,
+        max_kl=max_kl,
+        min_top1=min_top1,
+        prompts=tuple(prompt or ()),
+        tokens=tokens,
+        margin=margin,
+        threads=threads,
+    )
+    with console.progress(quiet=quiet or json) as progress:
+        found = examination.examine(directories, wishes, progress)
     if json:
-        console.show_json(report.as_json())
-    else:
-        print("\n".join(report.as_lines()))
-    if not report.agrees:
-        raise typer.Exit(1)
+        console.show_json(found.as_json())
+    elif not quiet:
+        print("\n".join(found.as_lines()))
+    for problem in found.problems:
+        print(f"edge: error: {problem.message}", file=sys.stderr)
+    if found.problems:
+        raise typer.Exit(found.problems[0].exit_code)
 
 
 @app.command()
@@ -315,6 +346,22 @@ def models(json: Json = False) -> None:
         console.show_json([asdict(entry) for entry in catalogue()])
     else:
         console.show_table(*listing.model_table(catalogue()))
+
+
+@app.command()
+@_command
+def doctor(json: Json = False) -> None:
+    """Show what is installed and which engines work here, and what to do about the rest."""
+    from edgekit import console, listing
+    from edgekit.doctor import as_json, diagnose
+
+    found = diagnose()
+    if json:
+        console.show_json(as_json(found))
+    else:
+        console.show_pairs(listing.diagnosis(found))
+    if not found.well:
+        raise typer.Exit(EngineError.exit_code)
 
 
 cache = typer.Typer(help="Quantized weights kept for the next build.", rich_markup_mode=None, no_args_is_help=True)
@@ -360,8 +407,11 @@ def prune(
 
 
 def main() -> None:
-    """The console script. A polite kill cleans up as Ctrl-C does: the exception passes through every ``finally``."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
+    """The console script. A polite kill or a closed terminal cleans up as Ctrl-C does: the exception passes through every ``finally``."""
+    for name in ("SIGTERM", "SIGHUP", "SIGBREAK"):
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) != signal.SIG_IGN:  # nohup
+            signal.signal(number, lambda caught, _: sys.exit(128 + caught))
     app()
 
 

@@ -41,7 +41,7 @@ def load(directory: str | Path, *, threads: int | None = None) -> "Runtime":
     """
     artifact = load_artifact(directory)
     with ThreadPoolExecutor(1) as pool:
-        texts = pool.submit(_open_texts, artifact)  # while the engine reads the weights: about 0.1 s of 2
+        texts = pool.submit(open_text, artifact)  # while the engine reads the weights: about 0.1 s of 2
         try:
             session = _open_session(artifact.directory, artifact.manifest, threads)
         except EdgekitError:
@@ -55,7 +55,8 @@ def load(directory: str | Path, *, threads: int | None = None) -> "Runtime":
     return Runtime(artifact.manifest, tokenizer, template, session)
 
 
-def _open_texts(artifact: Artifact) -> tuple[Tokenizer, ChatTemplate | None]:
+def open_text(artifact: Artifact) -> tuple[Tokenizer, ChatTemplate | None]:
+    """Tokenizer and chat template, which give what the manifest's vectors say. Raises ArtifactError, TemplateError."""
     manifest = artifact.manifest
     tokenizer = open_tokenizer(artifact.directory, bos=manifest.tokens.bos if manifest.tokens.add_bos else None)
     check_tokenizer(tokenizer, manifest.conformance.encode)
