@@ -36,10 +36,10 @@ def test_importing_edgekit_loads_nothing_else() -> None:
     assert {name for name in loaded if name.split(".")[0] in {"edgekit", "numpy", "tokenizers", "jinja2", "typer"}} == {"edgekit"}
 
 
-@pytest.mark.parametrize("engine", ["null", "onnx"])
+@pytest.mark.parametrize("engine", ["null", "onnx", "openvino"])
 def test_running_an_artifact_loads_nothing_of_the_build_side(engine: str, tmp_path: Path) -> None:
-    if engine == "onnx":
-        pytest.importorskip("onnxruntime")
+    if engine != "null":
+        pytest.importorskip({"onnx": "onnxruntime"}.get(engine, engine))
     artifact = build_tiny(tmp_path, engine)
     code = (
         "import edgekit\n"

@@ -1,0 +1,98 @@
+"""From a checkpoint to the files OpenVINO runs: openvino_model.xml and .bin, the tokenizer's, and openvino_genai's configuration."""
+
+import json
+from pathlib import Path
+
+from edgekit.artifact import Scalar
+from edgekit.companions import Companions, read_companions
+from edgekit.conformance import text_vectors
+from edgekit.engines.exported import Exported, Footprint
+from edgekit.engines.openvino import weights
+from edgekit.engines.openvino.graph import build
+from edgekit.engines.openvino.ir import Graph
+from edgekit.engines.openvino.options import OpenvinoOptions, openvino_options
+from edgekit.engines.openvino.tokenizer import Special, convert
+from edgekit.errors import TargetError
+from edgekit.models import Model
+from edgekit.progress import Progress
+from edgekit.quant.scheme import QuantScheme
+from edgekit.quantized import PLAIN, Quantizer
+from edgekit.target import Target
+
+NAME = "openvino_model"
+CACHE_BYTES = {"float32": 4, "float16": 2, "uint8": 1}
+REQUIRES = "2026.1"
+
+
+def check(model: Model, scheme: QuantScheme, target: Target) -> None:
+    """Whether this model can be built for this target; reads no weight. Raises TargetError saying what stands against it."""
+    plan(model, scheme, target)
+
+
+def plan(model: Model, scheme: QuantScheme, target: Target) -> tuple[Graph, weights.DataFile]:
+    """The graph and where its weights will lie. Raises TargetError."""
+    options = openvino_options(target)
+    check_options(options, scheme, target)
+    return build(model.decoder, scheme, min(model.decoder.context, target.context), options)
+
+
+def check_options(options: OpenvinoOptions, scheme: QuantScheme, target: Target) -> None:
+    """Raises TargetError for options that contradict each other or the scheme."""
+    where = f"target {target.name}"
+    if options.device != "CPU" and options.precision == "measured":
+        raise TargetError(f'{where}: options: precision is measured on CPUs only; set precision = "float16" for {options.device}')
+
+
+def footprint(model: Model, scheme: QuantScheme, target: Target) -> Footprint:
+    """The planned size of ``openvino_model.bin``; keys and values of every layer, in the precision the target asks for."""
+    decoder = model.decoder
+    graph, data = plan(model, scheme, target)
+    width = CACHE_BYTES[openvino_options(target).kv_cache]
+    return Footprint(graph.base + data.size, 2 * width * decoder.layers * decoder.kv_heads * decoder.head_dim)
+
+
+def export(
+    model: Model, scheme: QuantScheme, target: Target, directory: Path, progress: Progress, quantizer: Quantizer = PLAIN
+) -> Exported:
+    """Writes the files into ``directory``. Raises TargetError as ``check`` does, CheckpointError from reading the weights, EngineError
+    where openvino-tokenizers cannot convert the tokenizer."""
+    graph, data = plan(model, scheme, target)
+    options = openvino_options(target)
+    weights.write(data, model, directory / f"{NAME}.bin", graph.head, graph.base, progress, quantizer)
+    (directory / f"{NAME}.xml").write_bytes(graph.xml)
+    companions = read_companions(model.checkpoint, model.decoder.vocab_size)
+    details: dict[str, Scalar] = {
+        "device": options.device,
+        "precision": options.precision,
+        "dynamic_quantization": options.dynamic_quantization,
+        "kv_cache": options.kv_cache,
+    }
+    if options.tokenizer:
+        details |= tokenizer(companions, directory)
+    limit_generation(model, min(model.decoder.context, target.context), directory)
+    return Exported(engine_requires={"openvino": REQUIRES}, bits_per_weight=data.bits_per_weight, details=details)
+
+
+def tokenizer(companions: Companions, directory: Path) -> dict[str, str]:
+    """Writes openvino_genai's tokenizer; says for the manifest where it encodes otherwise than the model's own.
+
+    The session uses the model's own: what differs here is openvino_genai's input only.
+    """
+    vectors = text_vectors(companions).encode
+    pad = companions.generation.get("pad_token_id")
+    special = Special(companions.tokens.bos, companions.tokens.stop[0], pad if isinstance(pad, int) else None)
+    encoded = convert(directory, special, [vector.text for vector in vectors])
+    bos = [companions.tokens.bos] if companions.tokens.add_bos else []
+    differing = [v.text for v, got in zip(vectors, encoded, strict=True) if v.text and got != [*bos, *v.ids]]
+    return {"openvino_tokenizer": f"differs on {len(differing)} of {len(vectors)} texts, such as {differing[0]!r}"} if differing else {}
+
+
+def limit_generation(model: Model, context: int, directory: Path) -> None:
+    """openvino_genai would go on across the LongRoPE switch with keys that were rotated with the short factors: unless its caller asks
+    for more, its sequences end there. It begins with the right factors on either side."""
+    switch = model.decoder.rope.switch
+    if switch is None or switch >= context:
+        return
+    path = directory / "generation_config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps({**config, "max_length": switch}, indent=2) + "\n", encoding="utf-8", newline="\n")
