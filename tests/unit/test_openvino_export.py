@@ -10,16 +10,16 @@ from numpy.typing import NDArray
 
 pytest.importorskip("openvino")
 
-import openvino  # noqa: E402
+import openvino
 
-from checkpoints import VARIANTS, Variant, make_checkpoint  # noqa: E402
-from edgekit import quantized  # noqa: E402
-from edgekit.engines.openvino.export import check, export, footprint  # noqa: E402
-from edgekit.errors import CheckpointError, TargetError  # noqa: E402
-from edgekit.progress import silent  # noqa: E402
-from edgekit.quant import concatenate, dequantize, quantize  # noqa: E402
-from edgekit.quant.scheme import Format, QuantizedTensor, QuantScheme, scheme  # noqa: E402
-from openvino_artifact import EXACT, Built, build, open_variant, target  # noqa: E402
+from checkpoints import VARIANTS, Variant, make_checkpoint
+from edgekit import quantized
+from edgekit.engines.openvino.export import check, export, footprint
+from edgekit.errors import CheckpointError, TargetError
+from edgekit.progress import silent
+from edgekit.quant import concatenate, dequantize, quantize
+from edgekit.quant.scheme import Format, QuantizedTensor, QuantScheme, scheme
+from openvino_artifact import EXACT, Built, build, open_variant, target
 
 Array = NDArray[np.generic]
 

@@ -76,7 +76,7 @@ def build(decoder: DecoderConfig, scheme: QuantScheme, context: int, options: Op
     )
     beams = parameter("beam_idx", Type.i32, PartialShape([-1]))
     hidden, embedding = embed(plan, tokens)
-    cos, sin = rotary(plan, positions)
+    cos, sin = rotary(plan, mask, positions)
     batch = op.gather(op.shape_of(tokens), i64([0]), i64(0))
     shared = Shared(batch, beams, cos, sin, masks(plan, tokens, mask))
     sinks: list[Node] = []
@@ -117,17 +117,18 @@ def embed(plan: Plan, tokens: Node) -> tuple[Node, Matrix]:
     return rows, weight
 
 
-def rotary(plan: Plan, positions: Node) -> tuple[Node, Node]:
+def rotary(plan: Plan, mask: Node, positions: Node) -> tuple[Node, Node]:
     """cos and sin, each [B, 1, S, dims], computed in float32 whatever the precision of the rest (plugins know this pattern).
 
     LongRoPE takes the short factors for a whole sequence of up to ``switch`` tokens and the long ones for a whole longer one: by the
-    highest position of the call. Who computes a long prompt in pieces has to say how long it will be, see ``session.with_inputs``.
+    number of tokens the mask shows. Who computes a long prompt in pieces has to say how long it will be, see ``session.with_inputs``.
+    OpenVINO's paged attention has no mask, so it refuses this graph, and openvino_genai takes its other attention. That is meant: its
+    prefix cache would give a long prompt the keys of a short one that began alike, and they were rotated with the other factors.
     """
     rope = plan.decoder.rope
     frequencies = f32(np.array(rope.inv_freq, np.float32))
     if rope.switch is not None and rope.long_inv_freq is not None and plan.context > rope.switch:
-        last = op.reduce_max(positions, i64([0, 1]), keep_dims=False)
-        length = op.reshape(op.add(last, i64(1)), i64([1]), special_zero=False)
+        length = op.reduce_max(op.reduce_sum(mask, i64([1]), keep_dims=False), i64([0]), keep_dims=True)
         length.set_friendly_name(LENGTH)
         long = f32(np.array(rope.long_inv_freq, np.float32))
         frequencies = op.select(op.greater(length, i64([rope.switch])), long, frequencies)

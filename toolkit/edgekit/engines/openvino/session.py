@@ -5,11 +5,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from edgekit.artifact import Manifest
 from edgekit.engines.openvino.plugins import check_device, import_openvino
 from edgekit.engines.openvino.settings import Settings, choose
+from edgekit.engines.openvino.warmup import WarmUp
 from edgekit.errors import ContextOverflow, EngineError, EngineMissing, UsageError
 from edgekit.parallel import cores
 
@@ -51,10 +52,10 @@ def open_session(directory: Path, manifest: Manifest, *, threads: int | None = N
     try:
         model = core.read_model(path)
         with_inputs(model)
-        compiled = core.compile_model(model, device, properties)
+        request = core.compile_model(model, device, properties).create_infer_request()
     except Exception as error:  # the library raises nothing narrower
         raise EngineError(f"OpenVINO cannot load {path}: {error}") from error
-    return OpenvinoSession(compiled.create_infer_request(), path, manifest.context.length, manifest.tokens.vocab_size, long_rope(model))
+    return OpenvinoSession(request, path, manifest.context.length, manifest.tokens.vocab_size, tells_length=long_rope(model))
 
 
 def release(text: str) -> tuple[int, ...]:
@@ -119,12 +120,13 @@ class OpenvinoSession:
     copy to be rid of it: so a wrong draft (prompt lookup) costs nothing.
     """
 
-    def __init__(self, request: "openvino.InferRequest", path: Path, context: int, vocab: int, tells_length: bool) -> None:
+    def __init__(self, request: "openvino.InferRequest", path: Path, context: int, vocab: int, *, tells_length: bool) -> None:
         self._request: openvino.InferRequest | None = request
         self._path = path
         self._context = context
         self._vocab = vocab
         self._tells_length = tells_length
+        self._warming: WarmUp | None = WarmUp(request, inputs([[0]], np.ones((1, 1), np.int64), 0, 1, 1 if tells_length else None), path)
         self._slots = 0
         self._slot_of = np.zeros(context, np.int64)  # the slot of each position held
         self._position = 0
@@ -161,14 +163,22 @@ class OpenvinoSession:
             )
         ids = np.asarray(tokens, np.int64)[None]
         check_tokens(ids, self._vocab)
-        self._compact()
+        if self._warming is not None:
+            self._warming.end()
+            self._warming = None
+        self._compact(self._request)
+        began = self._position
         rows: list[NDArray[np.float32]] = []
-        for start in range(0, len(tokens), CHUNK):
-            stop = min(start + CHUNK, len(tokens))
-            wanted = min(stop - start, last - (len(tokens) - stop))
-            got = self._compute(self._request, ids[:, start:stop], max(1, wanted), final)
-            if wanted > 0:
-                rows.append(got)
+        try:
+            for start in range(0, len(tokens), CHUNK):
+                stop = min(start + CHUNK, len(tokens))
+                wanted = min(stop - start, last - (len(tokens) - stop))
+                got = self._compute(self._request, ids[:, start:stop], max(1, wanted), final)
+                if wanted > 0:
+                    rows.append(got)
+        except BaseException:
+            self._forget(self._request, began)
+            raise
         return np.concatenate(rows)
 
     def rewind(self, length: int) -> None:
@@ -180,22 +190,16 @@ class OpenvinoSession:
 
     def close(self) -> None:
         """See ``Session.close``."""
-        self._request = None
+        if self._warming is not None:
+            self._warming.end()
+        self._request = self._warming = None
 
     def _compute(self, request: "openvino.InferRequest", ids: NDArray[np.int64], last: int, final: int) -> NDArray[np.float32]:
         """The logits after each of the ``last`` last of ``ids``, [last, V], the caller's own."""
         count = ids.shape[1]
-        inputs = {
-            "input_ids": ids,
-            "attention_mask": self._mask[:, : self._slots + count],
-            "position_ids": np.arange(self._position, self._position + count)[None],
-            "beam_idx": np.zeros(1, np.int32),
-            POSITIONS: np.arange(-last, 0),
-        }
-        if self._tells_length:
-            inputs[ROPE_LENGTH] = np.array([final])
+        mask = self._mask[:, : self._slots + count]
         try:
-            request.infer(inputs, share_inputs=True)
+            request.infer(inputs(ids, mask, self._position, last, final if self._tells_length else None), share_inputs=True)
         except Exception as error:  # the library raises nothing narrower
             raise EngineError(f"OpenVINO failed while running {self._path}: {error}") from error
         self._slot_of[self._position : self._position + count] = np.arange(self._slots, self._slots + count)
@@ -204,23 +208,43 @@ class OpenvinoSession:
         rows: NDArray[np.float32] = np.array(request.get_output_tensor().data[0])
         return rows
 
-    def _compact(self) -> None:
+    def _forget(self, request: "openvino.InferRequest", position: int) -> None:
+        """After a call that failed or was interrupted: whatever it left in the cache is hidden."""
+        self.rewind(position)
+        held = int(request.query_state()[0].state.shape[2])
+        self._mask[0, self._slots : held] = 0
+        self._slots = held
+
+    def _compact(self, request: "openvino.InferRequest") -> None:
         """Takes the slots that were given up out of the cache, where there are many, or nothing else is left."""
         holes = self._slots - self._position
         if not holes or (self._position and holes <= HOLES + self._position // 8):
             return
-        assert self._request is not None
         import openvino
 
         if self._position == 0:
-            self._request.reset_state()
+            request.reset_state()
         else:
             kept = self._slot_of[: self._position]
-            for state in self._request.query_state():
+            for state in request.query_state():
                 state.state = openvino.Tensor(np.ascontiguousarray(state.state.data[:, :, kept]))
         self._slots = self._position
         self._slot_of[: self._position] = np.arange(self._position)
         self._mask[:] = 1
+
+
+def inputs(ids: ArrayLike, mask: NDArray[np.int64], position: int, last: int, final: int | None) -> "dict[str, NDArray[np.generic]]":
+    """What the graph takes for tokens from ``position`` on; ``final`` None where it has no LongRoPE."""
+    tokens = np.asarray(ids, np.int64)
+    told = {} if final is None else {ROPE_LENGTH: np.array([final])}
+    return {
+        "input_ids": tokens,
+        "attention_mask": mask,
+        "position_ids": np.arange(position, position + tokens.shape[1])[None],
+        "beam_idx": np.zeros(1, np.int32),
+        POSITIONS: np.arange(-last, 0),
+        **told,
+    }
 
 
 def check_tokens(ids: NDArray[np.int64], vocab: int) -> None:
