@@ -83,7 +83,7 @@ def block(model: Model, m: Wanted, start: int, stop: int, quantizer: Quantizer) 
     file, begin, end = model.place(m.weight, start, stop)
     source = quantizer.sources[file]
     searched = quantizer.search and m.format.bits == 4
-    facts = (source.sha256, m.format.bits, m.format.group, searched, VERSION)
+    facts = (source.sha256, m.format.bits, m.format.group, searched, VERSION, *(("symmetric",) if m.format.symmetric else ()))
     group, name = kept.group_name(facts), f"{begin}-{end}"
     shape = (stop - start, m.shape[1])
     payload = kept.load(quantizer.cache, group, name, sum(_sizes(shape, m.format)))

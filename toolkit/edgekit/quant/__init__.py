@@ -14,6 +14,7 @@ from edgekit.quant.pack import pack_nibbles, pack_zero_points, unpack_nibbles, u
 from edgekit.quant.rtn import F32, GRIDS, Block, block, min_max, steps
 from edgekit.quant.scheme import GROUPS, SCHEMES, Format, QuantizedTensor, QuantScheme, scheme
 from edgekit.quant.search import search as search_scales
+from edgekit.quant.symmetric import symmetric as symmetric_scales
 
 __all__ = [
     "GROUPS",
@@ -48,6 +49,7 @@ def quantize(weight: NDArray[np.float32], format: Format, *, name: str, search: 
     4 bits: portable INT4, every weight ``(q - z) * s`` exact in float16. ``search`` (source: ``search.py``) looks for a scale and zero
     point with less squared error than min/max; no group ever gets a worse one.
     8 bits: plain min/max with any normal float16 scale; its weights need up to 19 bits, so they are NOT exact in float16.
+    Symmetric 4 bits: every zero point is 8 (``symmetric.py``), and what is said of grids and min/max does not hold.
     Both: zeros stay exactly 0; a group that already lies on a 4-bit grid comes back with == (for 8 bits also on a grid of its own making);
     the error is at most half a scale within the grid's reach (``rtn.min_max`` states the bound).
 
@@ -74,9 +76,12 @@ def quantize(weight: NDArray[np.float32], format: Format, *, name: str, search: 
             _load_columns(weight[start:stop], w.reshape(g, stop - start, groups))
             piece = block(w, grid)
             scale, zero = _plain(piece, format, name)
-            if search and format.bits == 4:
-                scale, zero = search_scales(piece, (scale, zero), (a, b))
-            reproduce(piece, scale, zero)
+            if format.symmetric:
+                scale, zero = symmetric_scales(piece, (a, b), search=search)
+            else:
+                if search and format.bits == 4:
+                    scale, zero = search_scales(piece, (scale, zero), (a, b))
+                reproduce(piece, scale, zero)
             r = steps(piece, scale, zero, a)
             codes[start:stop] = _codes(r, zero, format.bits, b).T.reshape(stop - start, groups, -1)
             scales[start:stop] = scale.reshape(stop - start, groups)
@@ -130,7 +135,7 @@ def storage_bytes(t: QuantizedTensor) -> int:
 def _check(weight: NDArray[np.float32], format: Format) -> None:
     if weight.ndim != 2 or weight.dtype != np.float32 or 0 in weight.shape:
         raise ValueError(f"quantize takes a float32 matrix that is not empty, got {weight.dtype} {weight.shape}")
-    if format.bits not in GRIDS or format.group not in GROUPS:
+    if format.bits not in GRIDS or format.group not in GROUPS or (format.symmetric and format.bits != 4):
         raise ValueError(f"{format} is not known; bits: {', '.join(map(str, GRIDS))}, group: {', '.join(map(str, GROUPS))}")
 
 

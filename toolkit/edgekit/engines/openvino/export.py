@@ -32,15 +32,36 @@ def check(model: Model, scheme: QuantScheme, target: Target) -> None:
 def plan(model: Model, scheme: QuantScheme, target: Target) -> tuple[Graph, weights.DataFile]:
     """The graph and where its weights will lie. Raises TargetError."""
     options = openvino_options(target)
-    check_options(options, scheme, target)
-    return build(model.decoder, scheme, min(model.decoder.context, target.context), options)
+    check_weights(options, scheme, f"target {target.name}")
+    context = min(model.decoder.context, target.context)
+    if options.device == "NPU":
+        check_npu(options, model, context, f"target {target.name}")
+    elif options.device == "GPU" and options.precision == "measured":
+        raise TargetError(f'target {target.name}: options: precision is measured on CPUs only; set precision = "float16"')
+    return build(model.decoder, scheme, context, options)
 
 
-def check_options(options: OpenvinoOptions, scheme: QuantScheme, target: Target) -> None:
-    """Raises TargetError for options that contradict each other or the scheme."""
-    where = f"target {target.name}"
-    if options.device != "CPU" and options.precision == "measured":
-        raise TargetError(f'{where}: options: precision is measured on CPUs only; set precision = "float16" for {options.device}')
+def check_weights(options: OpenvinoOptions, scheme: QuantScheme, where: str) -> None:
+    """Raises TargetError where the device's form of weights cannot hold the scheme's: they are never changed to fit."""
+    if options.symmetric and not scheme.linear.symmetric:
+        raise TargetError(
+            f"{where} stores 4-bit weights without zero points, and {scheme.name} has them; build with --scheme int4-sym-g128: these are "
+            "other weights than other devices get (docs/openvino.md)"
+        )
+    if options.group not in (0, scheme.linear.group):
+        raise TargetError(f"{where} takes 4-bit weights in groups of {options.group}, and {scheme.name} has {scheme.linear.group}")
+
+
+def check_npu(options: OpenvinoOptions, model: Model, context: int, where: str) -> None:
+    """Raises TargetError for what an NPU does not take."""
+    if options.precision != "float16":
+        raise TargetError(f'{where}: options: an NPU computes in float16; set precision = "float16"')
+    if options.prompt < 1:
+        raise TargetError(f"{where}: options: an NPU's graph needs a limit: prompt = 1024")
+    if model.decoder.rope.is_long(context):
+        # The plugin may cut a prompt into pieces, and the first would take the short factors.
+        switch = model.decoder.rope.switch
+        raise TargetError(f"{where}: on an NPU a LongRoPE model stays within its first {switch} tokens; build with --context {switch}")
 
 
 def footprint(model: Model, scheme: QuantScheme, target: Target) -> Footprint:
@@ -67,6 +88,10 @@ def export(
         "dynamic_quantization": options.dynamic_quantization,
         "kv_cache": options.kv_cache,
     }
+    if options.device == "NPU":
+        context = min(model.decoder.context, target.context)
+        # A model or a wish for less than twice the target's prompt: half of it, so that an answer fits as well.
+        details |= {"prompt": min(options.prompt, context // 2), "parts": options.parts, "symmetric": options.symmetric}
     if options.tokenizer:
         details |= tokenizer(companions, directory)
     limit_generation(model, min(model.decoder.context, target.context), directory)

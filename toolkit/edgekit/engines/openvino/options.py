@@ -17,14 +17,21 @@ class OpenvinoOptions:
     products of bytes, and adds a relative rounding of some 0.5 % to a product; the weights are the same.
     kv_cache: precision of keys and values.
     tokenizer: write openvino_genai's tokenizer; the session needs none.
+    symmetric: 4-bit weights are stored signed, without zero points; asks for a scheme that has none.
+    group: the only group size that the device takes; 0 any.
+    prompt: NPU only: most tokens of one call. parts: NPU only: the device that its plugin compiles the graph's parts for; "CPU" runs the
+    very same graphs where there is no NPU.
     """
 
     device: Literal["CPU", "GPU", "NPU"] = "CPU"
     precision: Literal["measured", "float32", "bfloat16", "float16"] = "measured"
     dynamic_quantization: Literal["measured", "off", "on"] = "measured"
     kv_cache: Literal["float32", "float16", "uint8"] = "float16"
-    symmetric: bool = False
     tokenizer: bool = True
+    symmetric: bool = False
+    group: int = 0
+    prompt: int = 0
+    parts: Literal["NPU", "CPU"] = "NPU"
 
     @property
     def runtime_options(self) -> Mapping[str, str]:

@@ -11,7 +11,10 @@ import sys
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from edgekit.errors import EngineError, EngineMissing
+import numpy as np
+from numpy.typing import NDArray
+
+from edgekit.errors import EngineError, EngineMissing, UsageError
 
 if TYPE_CHECKING:
     import openvino
@@ -81,3 +84,10 @@ def _signal(number: int) -> str:
         return signal.Signals(number).name
     except ValueError:
         return f"signal {number}"
+
+
+def check_tokens(ids: NDArray[np.int64], vocab: int) -> None:
+    """OpenVINO would read beside the embedding."""
+    wrong = ids[(ids < 0) | (ids >= vocab)]
+    if wrong.size:
+        raise UsageError(f"token {wrong[0]} is outside the vocabulary of {vocab}; encode the text with the artifact's own tokenizer")

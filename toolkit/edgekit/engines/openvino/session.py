@@ -1,5 +1,6 @@
 """Running an OpenVINO artifact on plain OpenVINO (no openvino_genai needed)."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -8,11 +9,14 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from edgekit.artifact import Manifest
-from edgekit.engines.openvino.plugins import check_device, import_openvino
+from edgekit.engines.openvino import npu
+from edgekit.engines.openvino.plugins import check_device, check_tokens, import_openvino
 from edgekit.engines.openvino.settings import Settings, choose
 from edgekit.engines.openvino.warmup import WarmUp
-from edgekit.errors import ContextOverflow, EngineError, EngineMissing, UsageError
+from edgekit.errors import ContextOverflow, EngineError, EngineMissing
 from edgekit.parallel import cores
+from edgekit.resources import cache_folder
+from edgekit.runtime.session import Session
 
 if TYPE_CHECKING:
     import openvino
@@ -28,12 +32,12 @@ HOLES = 64
 FLOATS = {"float32": "f32", "bfloat16": "bf16", "float16": "f16", "uint8": "u8"}
 
 
-def open_session(directory: Path, manifest: Manifest, *, threads: int | None = None) -> "OpenvinoSession":
+def open_session(directory: Path, manifest: Manifest, *, threads: int | None = None) -> Session:
     """Loads ``openvino_model.xml`` of an artifact.
 
-    threads: that compute; None takes every CPU this process may run on.
+    threads: that compute on a CPU; None takes every CPU this process may run on.
     Raises EngineMissing (OpenVINO absent, older than the artifact needs, or without the device it is for) and EngineError (it refuses the
-    file).
+    file, or the device's driver fails).
     """
     openvino = import_openvino()
     needed = manifest.engine.requires.get("openvino", "0")
@@ -42,20 +46,30 @@ def open_session(directory: Path, manifest: Manifest, *, threads: int | None = N
             f"this artifact needs openvino {needed} or newer, installed is {openvino.__version__.split('-')[0]}; "
             f'upgrade it: pip install --upgrade "openvino>={needed}"'
         )
-    core, path, device = openvino.Core(), directory / MODEL, str(manifest.engine.details.get("device", "CPU"))
-    check_device(core, device)
-    properties = {"KV_CACHE_PRECISION": FLOATS[str(manifest.engine.details["kv_cache"])]}
-    if device == "CPU":
-        properties |= settings(core, manifest, threads or cores()).properties
-    else:
-        properties |= {"INFERENCE_PRECISION_HINT": FLOATS[str(manifest.engine.details["precision"])]}
+    core, path, details, context = openvino.Core(), directory / MODEL, manifest.engine.details, manifest.context.length
+    device, prompt = str(details["device"]), int(details.get("prompt") or 0)
+    if details.get("parts") != "CPU":
+        check_device(core, device)
     try:
         model = core.read_model(path)
+        if device == "NPU":
+            compiled = core.compile_model(model, device, npu.properties(prompt, context, str(details["parts"])))
+            return npu.NpuSession(compiled.create_infer_request(), path, context, manifest.tokens.vocab_size, prompt)
         with_inputs(model)
-        request = core.compile_model(model, device, properties).create_infer_request()
+        request = core.compile_model(model, device, properties(core, manifest, threads or cores())).create_infer_request()
     except Exception as error:  # the library raises nothing narrower
         raise EngineError(f"OpenVINO cannot load {path}: {error}") from error
-    return OpenvinoSession(request, path, manifest.context.length, manifest.tokens.vocab_size, tells_length=long_rope(model))
+    return OpenvinoSession(request, path, context, manifest.tokens.vocab_size, tells_length=long_rope(model))
+
+
+def properties(core: "openvino.Core", manifest: Manifest, threads: int) -> dict[str, str]:
+    """For ``compile_model`` on a CPU or GPU."""
+    details = manifest.engine.details
+    found = {"KV_CACHE_PRECISION": FLOATS[str(details["kv_cache"])]}
+    if details["device"] == "CPU":
+        return found | settings(core, manifest, threads).properties
+    # Kernels that a GPU's driver compiles are kept, so that the next load is fast; on a CPU nothing is gained (docs/openvino.md).
+    return found | {"INFERENCE_PRECISION_HINT": FLOATS[str(details["precision"])], "CACHE_DIR": str(cache_folder(os.environ) / "openvino")}
 
 
 def release(text: str) -> tuple[int, ...]:
@@ -245,10 +259,3 @@ def inputs(ids: ArrayLike, mask: NDArray[np.int64], position: int, last: int, fi
         POSITIONS: np.arange(-last, 0),
         **told,
     }
-
-
-def check_tokens(ids: NDArray[np.int64], vocab: int) -> None:
-    """OpenVINO would read beside the embedding."""
-    wrong = ids[(ids < 0) | (ids >= vocab)]
-    if wrong.size:
-        raise UsageError(f"token {wrong[0]} is outside the vocabulary of {vocab}; encode the text with the artifact's own tokenizer")
