@@ -6,6 +6,8 @@ BIN := $(VENV)/Scripts
 else
 BIN := $(VENV)/bin
 endif
+# Installing compiles it.
+KERNEL := toolkit/compile_kernel.py toolkit/edgekit/quant/kernel.c
 PROMPT ?= turn on the kitchen light
 
 .PHONY: demo test lint oracle docs clean
@@ -38,11 +40,11 @@ $(VENV)/created.stamp:
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -c "open('$@', 'w').close()"
 
-$(VENV)/demo.stamp: $(VENV)/created.stamp pyproject.toml
+$(VENV)/demo.stamp: $(VENV)/created.stamp pyproject.toml $(KERNEL)
 	$(BIN)/python -m pip install --quiet --editable ".[build,onnx]"
 	$(BIN)/python -c "open('$@', 'w').close()"
 
-$(VENV)/test.stamp: $(VENV)/created.stamp pyproject.toml
+$(VENV)/test.stamp: $(VENV)/created.stamp pyproject.toml $(KERNEL)
 	$(BIN)/python -m pip install --quiet --editable ".[build,onnx,openvino,test]"
 	$(BIN)/python -c "open('$@', 'w').close()"
 

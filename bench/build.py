@@ -3,6 +3,7 @@
     python bench/build.py --runs 3                                     # Phi-3.5-mini; 30 GB of disk; the ONNX builder takes 24 GB of memory
     python bench/build.py --only edgekit --only mlx --layers 2         # a quick look
     python bench/build.py --model mistral-7b --only edgekit
+    python bench/build.py --target cpu --target apple-m --only edgekit --only mlx
 
 Each tool has a virtual environment of its own below --scratch, made at the first run and kept there (take CPU wheels of PyTorch: pip's
 configuration decides). A converter that is killed for the memory it takes is reported as killed. Linux and macOS.
@@ -30,6 +31,7 @@ module = sys.modules["edgekit.build"]
 module.Quantizer = functools.partial(module.Quantizer, search=False)
 cli.app()
 """
+FROM_CACHE, EMPTY_CACHE = "from the cache", "in one command"
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ class Route:
 
 
 TOOLS = {
-    "edgekit": Tool(("--editable", f"{ROOT}[build,onnx]"), ("numpy", "onnx-ir", "onnxruntime")),
+    "edgekit": Tool(("--editable", f"{ROOT}[build,onnx]"), ("numpy", "onnxruntime")),
     "mlx": Tool(("mlx[cpu]", "mlx-lm"), ("mlx", "mlx-lm", "transformers")),
     "genai": Tool(
         ("onnxruntime-genai==0.18.0", "onnxruntime", "onnx-ir", "onnx", "torch==2.13.0", "transformers"),
@@ -64,8 +66,15 @@ DEFAULT = ("edgekit", "mlx", "genai")
 def routes(tools: Sequence[str], targets: Sequence[str]) -> list[Route]:
     found = []
     for target in targets if "edgekit" in tools else ():
-        found.append(Route(f"edgekit {target}", "edgekit", edgekit(target, "-m", "edgekit.cli")))
-        found.append(Route(f"edgekit {target}, min/max", "edgekit", edgekit(target, "-c", PLAIN)))
+        found.append(Route(f"edgekit {target}", "edgekit", edgekit([target], "-m", "edgekit.cli")))
+        found.append(Route(f"edgekit {target}, --no-verify", "edgekit", edgekit([target], "-m", "edgekit.cli", more=["--no-verify"])))
+        plain = edgekit([target], "-c", PLAIN, more=["--no-verify"])
+        found.append(Route(f"edgekit {target}, min/max, --no-verify", "edgekit", plain))
+        kept = edgekit([target], "-m", "edgekit.cli", more=["--no-verify"], cached=True)
+        found.append(Route(f"edgekit {target} {FROM_CACHE}, --no-verify", "edgekit", kept))
+    if "edgekit" in tools and len(targets) > 1:
+        every = edgekit(targets, "-m", "edgekit.cli", more=["--no-verify"], cached=True)
+        found.append(Route(f"edgekit {', '.join(targets)} {EMPTY_CACHE}, --no-verify", "edgekit", every))
     known = [
         Route("mlx_lm.convert, g128", "mlx", lambda p, m, o, _: mlx(p, m, o, 128)),
         Route("mlx_lm.convert, g32", "mlx", lambda p, m, o, _: mlx(p, m, o, 32)),
@@ -75,8 +84,11 @@ def routes(tools: Sequence[str], targets: Sequence[str]) -> list[Route]:
     return found + [route for route in known if route.tool in tools]
 
 
-def edgekit(target: str, *run: str) -> Callable[[str, Path, Path, Path], list[str]]:
-    return lambda python, model, out, _: [python, *run, "build", str(model), "--target", target, "--out", str(out), "--quiet", "--no-cache"]
+def edgekit(
+    targets: Sequence[str], *run: str, more: Sequence[str] = (), cached: bool = False
+) -> Callable[[str, Path, Path, Path], list[str]]:
+    options = [*(word for target in targets for word in ("--target", target)), "--quiet", *more, *([] if cached else ["--no-cache"])]
+    return lambda python, model, out, _: [python, *run, "build", str(model), "--out", str(out), *options]
 
 
 def mlx(python: str, model: Path, out: Path, group: int) -> list[str]:
@@ -98,10 +110,16 @@ def one(route: Route, python: Path, model: Path, scratch: Path, keep: bool) -> d
     out = scratch / route.name.replace(" ", "_").replace("/", "-")
     shutil.rmtree(out, ignore_errors=True)
     log = scratch / f"{out.name}.log"
+    environment = {**quiet_environment(scratch), "EDGEKIT_CACHE": str(scratch / "cache" / "edgekit")}
+    if EMPTY_CACHE in route.name:
+        shutil.rmtree(environment["EDGEKIT_CACHE"], ignore_errors=True)
+    if FROM_CACHE in route.name:  # another build of these weights has been there before
+        with tempfile.TemporaryDirectory(dir=scratch) as aside:
+            subprocess.run(route.command(str(python), model, Path(aside) / "before", Path(aside)), check=True, env=environment)
     measure.warm(model)
     with tempfile.TemporaryDirectory(dir=scratch) as aside:
         command = route.command(str(python), model, out, Path(aside))
-        usage = measure.run(command, log=log, environment=quiet_environment(scratch))
+        usage = measure.run(command, log=log, environment=environment)
     result: dict[str, object] = {**asdict(usage), "bytes": measure.disk_bytes(out) if out.is_dir() else 0}
     if usage.status:
         tail = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-3:]

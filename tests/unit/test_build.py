@@ -111,6 +111,13 @@ def test_conformance_vectors(built: tuple[Path, Manifest]) -> None:
     assert all(1 <= len(vector.continuation) <= 16 for vector in conformance.greedy.vectors)
 
 
+def test_a_build_that_is_not_verified_says_so(built: tuple[Path, Manifest], checkpoint: Path, tmp_path: Path) -> None:
+    manifest = build(checkpoint, target="cpu", output=tmp_path / "a", verify=False)
+    assert manifest.files == built[1].files
+    assert manifest.conformance.greedy.vectors == ()
+    assert manifest.conformance.greedy.reason == "not verified (--no-verify)"
+
+
 def test_two_builds_are_byte_identical(built: tuple[Path, Manifest], checkpoint: Path, tmp_path: Path) -> None:
     build(checkpoint, target="cpu", output=tmp_path / "again", threads=1)
     for path in built[0].iterdir():

@@ -71,6 +71,7 @@ def build(
     offline: bool = False,
     force: bool = False,
     cached: bool = True,
+    verify: bool = True,
     progress: Progress = silent,
     threads: int | None = None,
 ) -> Manifest:
@@ -80,6 +81,8 @@ def build(
     target:  a name (``edgekit.targets()``) or the path of a ``.toml`` file; ``scheme`` and ``context`` (tokens) replace its own.
     force:   replace an artifact that is already there, once the new one is complete.
     cached:  take quantized weights from the cache and keep new ones there (``edge cache list``).
+    verify:  open the artifact with its own engine, in a process of its own, and record what it answers (conformance vectors). False says
+             "not verified" in the manifest; nothing then holds more than a few blocks of weights in memory.
     threads: that hash and quantize, and of the engine when it computes the conformance vectors; None takes every core. The artifact is
              the same, byte for byte.
     Raises UsageError, ModelError, TargetError, EngineMissing, TemplateError, OutputError, DownloadError or EngineError; then, as
@@ -103,11 +106,14 @@ def build(
         exported = exporter.export(opened, quant, wanted, staging, progress, Quantizer(threads, cache, sources))
         files = {path.name: source.sha256 for path, source in sources.items()}
         manifest = _manifest(opened, quant, wanted, companions, exported, files)
-        with greedy_vectors(staging, manifest, companions, threads) as computed:
+        if verify:
+            with greedy_vectors(staging, manifest, companions, threads) as computed:
+                manifest = replace(manifest, files=list_files(staging, progress))
+                if sys.platform != "win32":  # there a file that the engine has open cannot be opened to be flushed
+                    flush(staging)  # the disk works while the engine computes
+                manifest = replace(manifest, conformance=replace(manifest.conformance, greedy=computed()))
+        else:
             manifest = replace(manifest, files=list_files(staging, progress))
-            if sys.platform != "win32":  # there a file that the engine has open cannot be opened to be flushed
-                flush(staging)  # the disk works while the engine computes
-            manifest = replace(manifest, conformance=replace(manifest.conformance, greedy=computed()))
         (staging / MANIFEST).write_text(manifest.to_json(), encoding="utf-8", newline="\n")
     if cache is not None:
         prune(cache, cache.limit)

@@ -65,15 +65,25 @@ class Checkpoint:
 
         Raises CheckpointError when the tensor is missing, is not BF16, F16 or F32, or its file has become shorter.
         """
-        info = self._info(name)
-        if info.dtype not in READABLE:
-            raise CheckpointError(
-                f"tensor {name!r} in {info.file} is stored as {info.dtype}; edgekit reads {', '.join(READABLE)}. "
-                "Take the model's original (unquantized) checkpoint."
-            )
+        info = self._readable(name)
         stop = (info.shape[0] if info.shape else 1) if stop is None else stop
         _, begin, _ = self.place(name, start, stop)
         return _read(info, begin, (stop - start, *info.shape[1:]) if info.shape else ())
+
+    def stored(self, name: str, start: int, stop: int) -> NDArray[np.float32] | NDArray[np.uint16]:
+        """Those rows without a copy more than needed: bfloat16 as its bits in uint16, float32 as it is, float16 as float32. Raises as
+        ``rows`` does."""
+        info = self._readable(name)
+        if info.dtype == "F16":
+            return self.rows(name, start, stop)
+        _, begin, _ = self.place(name, start, stop)
+        shape = (stop - start, *info.shape[1:])
+        with reading(info.file):
+            values = np.fromfile(info.file, READABLE[info.dtype], int(np.prod(shape)), offset=begin)
+        if values.size != np.prod(shape):
+            raise _cut_short(info)
+        native: NDArray[np.float32] | NDArray[np.uint16] = values.astype(values.dtype.newbyteorder("="), copy=False).reshape(shape)
+        return native
 
     def place(self, name: str, start: int, stop: int) -> tuple[Path, int, int]:
         """Where rows ``start`` to ``stop`` of a tensor lie: the file, their first byte and the byte after their last."""
@@ -83,6 +93,15 @@ class Checkpoint:
             raise ValueError(f"rows {start}:{stop} of {name!r}, which has {count}")
         stride = (info.end - info.begin) // count if count else 0
         return info.file, info.begin + start * stride, info.begin + stop * stride
+
+    def _readable(self, name: str) -> TensorInfo:
+        info = self._info(name)
+        if info.dtype not in READABLE:
+            raise CheckpointError(
+                f"tensor {name!r} in {info.file} is stored as {info.dtype}; edgekit reads {', '.join(READABLE)}. "
+                "Take the model's original (unquantized) checkpoint."
+            )
+        return info
 
     def _info(self, name: str) -> TensorInfo:
         if name not in self.tensors:
@@ -99,7 +118,7 @@ def _read(info: TensorInfo, offset: int, shape: tuple[int, ...]) -> NDArray[np.f
             want = min(CHUNK, out.size - at)
             piece = np.fromfile(file, dtype=stored, count=want)
             if piece.size != want:
-                raise CheckpointError(f"{info.file} ends inside tensor {info.name!r}: it has been cut short since it was opened")
+                raise _cut_short(info)
             if info.dtype == "BF16":  # the upper half of a float32
                 bits = out[at : at + want].view(np.uint32)
                 bits[:] = piece
@@ -107,6 +126,10 @@ def _read(info: TensorInfo, offset: int, shape: tuple[int, ...]) -> NDArray[np.f
             else:
                 out[at : at + want] = piece
     return out.reshape(shape)
+
+
+def _cut_short(info: TensorInfo) -> CheckpointError:
+    return CheckpointError(f"{info.file} ends inside tensor {info.name!r}: it has been cut short since it was opened")
 
 
 def open_checkpoint(directory: Path, source: Source) -> Checkpoint:

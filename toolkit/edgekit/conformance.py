@@ -35,6 +35,7 @@ CHATS = (
     (("system", "You are brief."), ("user", "Who are you?")),
     (("user", '  <b>spaces, "quotes" & {{ braces }}  \n'),),
 )
+NOT_VERIFIED = "not verified (--no-verify)"
 CHILD = "import sys; sys.path[:] = sys.argv[1:]; from edgekit.greedy import main; main()"
 """The process that runs the engine finds modules where this one does, before it imports any."""
 
@@ -44,7 +45,7 @@ def text_vectors(companions: Companions) -> Conformance:
     special = [token.content for _, token in sorted(companions.tokenizer.backend.get_added_tokens_decoder().items())][:12]
     texts = [*TEXTS, *("".join(special[:n]) for n in (1, len(special)) if special), *(f"a{token} b" for token in special)]
     encode = tuple(EncodeVector(text, tuple(companions.tokenizer.encode(text))) for text in dict.fromkeys(texts))
-    return Conformance(encode, tuple(_chat_vectors(companions)), Greedy(None, (), "not computed"))
+    return Conformance(encode, tuple(_chat_vectors(companions)), Greedy(None, (), NOT_VERIFIED))
 
 
 @contextlib.contextmanager

@@ -99,7 +99,11 @@ def block(model: Model, m: Wanted, start: int, stop: int, quantizer: Quantizer) 
 
 
 def _fresh(model: Model, m: Wanted, start: int, stop: int, quantizer: Quantizer) -> QuantizedTensor:
-    return quantize(model.rows(m.weight, start, stop), m.format, name=m.weight, search=quantizer.search, threads=1)
+    try:
+        return quantize(model.stored(m.weight, start, stop), m.format, name=m.weight, search=quantizer.search, threads=1)
+    except CheckpointError:
+        model.rows(m.weight, start, stop)  # says which values of which file are not finite, if that is the reason
+        raise
 
 
 def _sizes(shape: tuple[int, int], form: Format) -> tuple[int, int, int]:

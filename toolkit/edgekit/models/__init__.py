@@ -60,6 +60,11 @@ class Model:
             )
         return values
 
+    def stored(self, name: str, start: int, stop: int) -> NDArray[np.float32] | NDArray[np.uint16]:
+        """Those rows as ``Checkpoint.stored`` gives them, unchecked: values may be NaN or infinite."""
+        where = self._slice(name)
+        return self.checkpoint.stored(where.tensor, where.start + start, where.start + stop)
+
     def place(self, name: str, start: int, stop: int) -> tuple[Path, int, int]:
         """The file of rows ``start`` to ``stop`` of a canonical weight, their first byte there and the byte after their last."""
         where = self._slice(name)

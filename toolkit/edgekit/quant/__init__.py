@@ -3,12 +3,14 @@
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from queue import Empty, SimpleQueue
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgekit.errors import CheckpointError
 from edgekit.parallel import cores
+from edgekit.quant import native
 from edgekit.quant.exact import reproduce
 from edgekit.quant.pack import pack_nibbles, pack_zero_points, unpack_nibbles, unpack_zero_points
 from edgekit.quant.rtn import F32, GRIDS, Block, block, min_max, steps
@@ -41,10 +43,14 @@ CHUNK = 1 << 18
 """Weights a thread works on at a time: enough to outweigh NumPy's cost of a call, few enough to stay in cache (3 blocks of 1 MB)."""
 
 Rows = Callable[[int, int], None]
+Weight = NDArray[np.float32] | NDArray[np.uint16]
+Arrays = tuple[NDArray[np.uint8], NDArray[np.float16], NDArray[np.uint8]]
 
 
-def quantize(weight: NDArray[np.float32], format: Format, *, name: str, search: bool = True, threads: int | None = None) -> QuantizedTensor:
-    """Quantize ``weight`` float32 [N, K] to 4 or 8 bits in groups along K. ``name`` is the tensor's, for messages.
+def quantize(weight: Weight, format: Format, *, name: str, search: bool = True, threads: int | None = None) -> QuantizedTensor:
+    """Quantize ``weight`` [N, K] to 4 or 8 bits in groups along K. ``name`` is the tensor's, for messages.
+
+    weight: float32, or uint16 with the bits of bfloat16 (NumPy has no such type).
 
     4 bits: portable INT4, every weight ``(q - z) * s`` exact in float16. ``search`` (source: ``search.py``) looks for a scale and zero
     point with less squared error than min/max; no group ever gets a worse one.
@@ -54,43 +60,68 @@ def quantize(weight: NDArray[np.float32], format: Format, *, name: str, search: 
     the error is at most half a scale within the grid's reach (``rtn.min_max`` states the bound).
 
     The same bytes for any number of threads (default: the cores this process may use), any machine, and any cut of the matrix along N.
-    Beside weight and result it needs about 4 MB a thread (18 where every group lies on several grids, as if all weights were equal).
+    Compiled code (kernel.c) computes it where that was compiled, NumPy elsewhere, which beside weight and result takes about 4 MB a thread
+    (18 where every group lies on several grids, as if all weights were equal).
 
     Raises CheckpointError where a weight is not finite or too large for a float16 grid (a group's range beyond about 65500), ValueError
     for a wrong dtype, rank or format.
     """
     _check(weight, format)
-    (n, k), g, grid = weight.shape, format.group, GRIDS[format.bits]
+    (n, k), g = weight.shape, format.group
     groups = -(-k // g)
     codes = np.empty((n, groups, g * format.bits // 8), np.uint8)
     scales = np.empty((n, groups), np.float16)
     zeros = np.empty((n, groups), np.uint8)
     rows = max(1, CHUNK // (groups * g))
+    kernel = None if format.symmetric else native.KERNEL  # which knows no symmetric form
 
-    def worker() -> Rows:
-        store = np.empty((3, min(rows, n) * groups * g), np.float32)
+    def numpy_worker() -> Rows:
+        return _numpy_rows(weight, format, name, search, (codes, scales, zeros), min(rows, n))
 
-        def work(start: int, stop: int) -> None:
-            width = (stop - start) * groups
-            w, a, b = (part[: g * width].reshape(g, width) for part in store)
-            _load_columns(weight[start:stop], w.reshape(g, stop - start, groups))
-            piece = block(w, grid)
-            scale, zero = _plain(piece, format, name)
-            if format.symmetric:
-                scale, zero = symmetric_scales(piece, (a, b), search=search)
-            else:
-                if search and format.bits == 4:
-                    scale, zero = search_scales(piece, (scale, zero), (a, b))
-                reproduce(piece, scale, zero)
-            r = steps(piece, scale, zero, a)
-            codes[start:stop] = _codes(r, zero, format.bits, b).T.reshape(stop - start, groups, -1)
-            scales[start:stop] = scale.reshape(stop - start, groups)
-            zeros[start:stop] = zero.reshape(stop - start, groups)
+    def work(start: int, stop: int) -> None:
+        part = slice(start, stop)
+        if not native.run(cast(native.Kernel, kernel), weight[part], format, search, codes[part], scales[part], zeros[part]):
+            numpy_worker()(start, stop)  # which says what is wrong
+            raise AssertionError("the kernel refuses what NumPy takes")
 
-        return work
-
-    _over_rows(n, rows, worker, threads)
+    weight = cast(Weight, np.ascontiguousarray(weight))
+    _over_rows(n, rows, (lambda: work) if kernel is not None else numpy_worker, threads)
     return QuantizedTensor((n, k), format, codes, scales, zeros)
+
+
+def _numpy_rows(weight: Weight, format: Format, name: str, search: bool, out: Arrays, rows: int) -> Rows:
+    """What quantizes up to ``rows`` rows of ``weight`` at a time into codes, scales and zero points, with memory of its own."""
+    codes, scales, zeros = out
+    g, groups, grid = format.group, zeros.shape[1], GRIDS[format.bits]
+    store = np.empty((3, rows * groups * g), np.float32)
+
+    def work(start: int, stop: int) -> None:
+        width = (stop - start) * groups
+        w, a, b = (part[: g * width].reshape(g, width) for part in store)
+        _load_columns(widen(weight[start:stop]), w.reshape(g, stop - start, groups))
+        piece = block(w, grid)
+        scale, zero = _plain(piece, format, name)
+        if format.symmetric:
+            scale, zero = symmetric_scales(piece, (a, b), search=search)
+        else:
+            if search and format.bits == 4:
+                scale, zero = search_scales(piece, (scale, zero), (a, b))
+            reproduce(piece, scale, zero)
+        r = steps(piece, scale, zero, a)
+        codes[start:stop] = _codes(r, zero, format.bits, b).T.reshape(stop - start, groups, -1)
+        scales[start:stop] = scale.reshape(stop - start, groups)
+        zeros[start:stop] = zero.reshape(stop - start, groups)
+
+    return work
+
+
+def widen(weight: Weight) -> NDArray[np.float32]:
+    """float32 of what is float32 or the bits of bfloat16, which are the upper half of a float32."""
+    if weight.dtype != np.uint16:
+        return cast(NDArray[np.float32], weight)
+    bits = weight.astype(np.uint32)
+    bits <<= 16
+    return bits.view(np.float32)
 
 
 def dequantize(t: QuantizedTensor) -> NDArray[np.float32]:
@@ -132,9 +163,9 @@ def storage_bytes(t: QuantizedTensor) -> int:
     return int(t.codes.nbytes + t.scales.nbytes + n * -(-groups * t.format.bits // 8))
 
 
-def _check(weight: NDArray[np.float32], format: Format) -> None:
-    if weight.ndim != 2 or weight.dtype != np.float32 or 0 in weight.shape:
-        raise ValueError(f"quantize takes a float32 matrix that is not empty, got {weight.dtype} {weight.shape}")
+def _check(weight: Weight, format: Format) -> None:
+    if weight.ndim != 2 or weight.dtype not in (np.float32, np.uint16) or 0 in weight.shape:
+        raise ValueError(f"quantize takes a matrix of float32 or bfloat16's bits that is not empty, got {weight.dtype} {weight.shape}")
     if format.bits not in GRIDS or format.group not in GROUPS or (format.symmetric and format.bits != 4):
         raise ValueError(f"{format} is not known; bits: {', '.join(map(str, GRIDS))}, group: {', '.join(map(str, GROUPS))}")
 
