@@ -3,6 +3,7 @@
     python bench/decode.py --runs 3                                      # builds Phi-3.5-mini for `cpu` first; 10 GB of disk
     python bench/decode.py --artifact DIR --official DIR --gguf FILE ... # with what bench/build.py --keep left, and GGUF files
 
+--intel: what edgekit built for intel-cpu, --optimum: what optimum-cli made of the same checkpoint (bench/build.py); both run in OpenVINO.
 --official: the artifact of onnxruntime-genai's builder. --gguf: made by bench/random_gguf.py; needs --llama, which compiles
 llama-cpp-python. The first turn finds the model's files on disk ("cold"), the others in the page cache. Linux and macOS.
 """
@@ -23,9 +24,9 @@ import measure
 
 ROOT = Path(__file__).resolve().parent.parent
 ONE = str(ROOT / "bench" / "decode_one.py")
-EDGEKIT = ("--editable", f"{ROOT}[build,onnx]", "onnxruntime-genai==0.18.0")
+EDGEKIT = ("--editable", f"{ROOT}[build,onnx,openvino]", "onnxruntime-genai==0.18.0", "openvino-genai")
 LLAMA = ("llama-cpp-python", "gguf")
-SHOWN = ("numpy", "onnxruntime", "onnxruntime-genai", "llama-cpp-python")
+SHOWN = ("numpy", "onnxruntime", "onnxruntime-genai", "openvino", "openvino-genai", "llama-cpp-python")
 Run = dict[str, object]
 
 
@@ -39,7 +40,7 @@ class Route:
     threads: int | None
 
 
-def routes(artifact: Path, official: Path | None, gguf: list[Path], cores: int) -> list[Route]:
+def routes(artifact: Path, official: Path | None, intel: Path | None, optimum: Path | None, gguf: list[Path], cores: int) -> list[Route]:
     found = [
         Route("edgekit", "loop", artifact, None),
         Route("edgekit's session alone", "bare", artifact, None),
@@ -49,6 +50,12 @@ def routes(artifact: Path, official: Path | None, gguf: list[Path], cores: int) 
     if official is not None:
         found.append(Route(f"genai, its builder's, {cores} threads", "genai", official, cores))
         found.append(Route("genai, its builder's, as it comes", "genai", official, None))
+    if intel is not None:
+        found.append(Route("edgekit, OpenVINO", "loop", intel, None))
+        found.append(Route("edgekit's session alone, OpenVINO", "bare", intel, None))
+        found.append(Route("openvino_genai opening edgekit's, as it comes", "openvino_genai", intel, None))
+    if optimum is not None:
+        found.append(Route("openvino_genai, optimum's, as it comes", "openvino_genai", optimum, None))
     return found + [Route(f"llama.cpp {path.stem}", "llama.cpp", path, cores) for path in gguf]
 
 
@@ -140,6 +147,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--layers", type=int, help="fewer than the model has, for a quick look")
     parser.add_argument("--artifact", type=Path, help="what edgekit built for `cpu` (default: build it)")
     parser.add_argument("--official", type=Path, help="the onnxruntime-genai builder's artifact of the same checkpoint")
+    parser.add_argument("--intel", type=Path, help="what edgekit built for `intel-cpu`")
+    parser.add_argument("--optimum", type=Path, help="optimum-cli's OpenVINO artifact of the same checkpoint")
     parser.add_argument("--gguf", type=Path, action="append", default=[], help="for llama.cpp; may be repeated")
     parser.add_argument("--llama", action="store_true", help="make the environment for --gguf (compiles)")
     parser.add_argument("--runs", type=int, default=3, help="turns; the first is cold")
@@ -170,7 +179,7 @@ def main() -> None:
     python = measure.environment(environments / "decode", EDGEKIT)
     llama = measure.environment(environments / "llama", LLAMA) if asked.llama else python
     artifact = asked.artifact or build(python, asked, scratch)
-    chosen = routes(artifact, asked.official, asked.gguf, os.cpu_count() or 1)
+    chosen = routes(artifact, asked.official, asked.intel, asked.optimum, asked.gguf, os.cpu_count() or 1)
     pythons = {route.name: llama if route.kind == "llama.cpp" else python for route in chosen}
     weights = {str(route.path): int(str(child(pythons[route.name], "weight-bytes", str(route.path)))) for route in chosen}
     vocabulary = json.loads((artifact / "config.json").read_text(encoding="utf-8"))["vocab_size"]
@@ -181,7 +190,7 @@ def main() -> None:
     result: Run = {
         "command": "python bench/decode.py " + " ".join(sys.argv[1:]),
         "machine": measure.machine(),
-        "versions": measure.versions(python, SHOWN) | (measure.versions(llama, SHOWN[3:]) if asked.llama else {}),
+        "versions": measure.versions(python, SHOWN) | (measure.versions(llama, SHOWN[-1:]) if asked.llama else {}),
         "weight_bytes": weights,
         "bandwidth": bandwidths,
         "edge_run_first_output": outputs,
