@@ -1,5 +1,6 @@
 """What lies in openvino_model.xml and .bin, read back with OpenVINO, and that its CPU plugin fuses it."""
 
+import json
 import xml.etree.ElementTree as ElementTree
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,14 +13,17 @@ pytest.importorskip("openvino")
 
 import openvino
 
+import edgekit
 from checkpoints import VARIANTS, Variant, make_checkpoint
 from edgekit import quantized
+from edgekit.companions import read_companions, write_companions
 from edgekit.engines.openvino.export import check, export, footprint
-from edgekit.errors import CheckpointError, TargetError
+from edgekit.errors import CheckpointError, EngineError, EngineMissing, TargetError
 from edgekit.progress import silent
 from edgekit.quant import concatenate, dequantize, quantize
 from edgekit.quant.scheme import Format, QuantizedTensor, QuantScheme, scheme
 from openvino_artifact import EXACT, Built, build, open_variant, target
+from tiny_artifact import write_target
 
 Array = NDArray[np.generic]
 
@@ -184,6 +188,44 @@ def test_the_footprint_and_the_bits_are_what_is_written(tmp_path: Path, variant:
     assert built.exported.bits_per_weight == pytest.approx(bits / weights)
 
 
-def test_plugins_find_the_precision_of_the_cache_in_the_graph(tmp_path: Path) -> None:
-    model = build(tmp_path, "llama", options={"kv_cache": "float16"}).read()
-    assert model.get_rt_info(["runtime_options", "KV_CACHE_PRECISION"]).astype(str) == "f16"
+@pytest.mark.parametrize(("dynamic", "group"), [("off", 0), ("on", 32), ("measured", 32)])
+def test_plugins_find_their_options_in_the_graph(tmp_path: Path, dynamic: str, group: int) -> None:
+    """Where a caller such as openvino_genai says nothing."""
+    model = build(tmp_path, "llama", options={"kv_cache": "float16", "dynamic_quantization": dynamic, "tokenizer": False}).read()
+    compiled = openvino.Core().compile_model(model, "CPU")
+    assert compiled.get_property("KV_CACHE_PRECISION") == openvino.Type.f16
+    assert compiled.get_property("DYNAMIC_QUANTIZATION_GROUP_SIZE") == group
+
+
+def test_without_openvino_tokenizers_nothing_is_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = open_variant(tmp_path, "llama")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(EngineMissing, match=r"needs openvino-tokenizers .* pip install 'edgekit\[build,openvino\]'"):
+        check(model, scheme("int4-g32"), target({}))
+    check(model, scheme("int4-g32"), target(EXACT))
+
+
+def test_a_tokenizer_that_cannot_be_converted_stops_the_export_before_the_weights(tmp_path: Path) -> None:
+    model = open_variant(tmp_path / "model", "llama")
+    path = tmp_path / "model" / "tokenizer.json"
+    tokenizer = json.loads(path.read_text(encoding="utf-8"))
+    tokenizer["pre_tokenizer"] = {"type": "UnicodeScripts"}
+    path.write_text(json.dumps(tokenizer), encoding="utf-8")
+    (tmp_path / "out").mkdir()
+    write_companions(read_companions(model.checkpoint, model.decoder.vocab_size), model.checkpoint, tmp_path / "out")
+    with pytest.raises(EngineError, match=r"openvino-tokenizers cannot convert .*tokenizer\.json: .*'UnicodeScripts' is not supported"):
+        export(model, scheme("int4-g32"), target({}), tmp_path / "out", silent)
+    assert not (tmp_path / "out" / "openvino_model.bin").exists()
+
+
+def test_a_second_engine_takes_the_weights_of_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Quantized once: for ONNX, then from the cache."""
+    pytest.importorskip("onnxruntime")
+    directory = make_checkpoint(tmp_path / "model", "phi3-longrope")
+    for engine in ("onnx", "openvino"):
+        edgekit.build(directory, target=write_target(tmp_path / f"{engine}.toml", engine), output=tmp_path / engine)
+
+        def refuse(*_: object) -> None:
+            raise AssertionError("quantized again")
+
+        monkeypatch.setattr(quantized, "_fresh", refuse)

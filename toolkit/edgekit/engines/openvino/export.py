@@ -1,5 +1,6 @@
 """From a checkpoint to the files OpenVINO runs: openvino_model.xml and .bin, the tokenizer's, and openvino_genai's configuration."""
 
+import importlib.util
 import json
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from edgekit.engines.openvino.graph import build
 from edgekit.engines.openvino.ir import Graph
 from edgekit.engines.openvino.options import OpenvinoOptions, openvino_options
 from edgekit.engines.openvino.tokenizer import Special, convert
-from edgekit.errors import TargetError
+from edgekit.errors import EngineMissing, TargetError
 from edgekit.models import Model
 from edgekit.progress import Progress
 from edgekit.quant.scheme import QuantScheme
@@ -25,8 +26,14 @@ REQUIRES = "2026.1"
 
 
 def check(model: Model, scheme: QuantScheme, target: Target) -> None:
-    """Whether this model can be built for this target; reads no weight. Raises TargetError saying what stands against it."""
+    """Whether this model can be built for this target; reads no weight. Raises TargetError saying what stands against it, EngineMissing
+    without openvino-tokenizers."""
     plan(model, scheme, target)
+    if openvino_options(target).tokenizer and importlib.util.find_spec("openvino_tokenizers") is None:
+        raise EngineMissing(
+            f"target {target.name} needs openvino-tokenizers for openvino_genai's tokenizer, which is not installed; run: "
+            "pip install 'edgekit[build,openvino]', or set tokenizer = false in the target's [options]"
+        )
 
 
 def plan(model: Model, scheme: QuantScheme, target: Target) -> tuple[Graph, weights.DataFile]:
@@ -79,8 +86,6 @@ def export(
     where openvino-tokenizers cannot convert the tokenizer."""
     graph, data = plan(model, scheme, target)
     options = openvino_options(target)
-    weights.write(data, model, directory / f"{NAME}.bin", graph.head, graph.base, progress, quantizer)
-    (directory / f"{NAME}.xml").write_bytes(graph.xml)
     companions = read_companions(model.checkpoint, model.decoder.vocab_size)
     details: dict[str, Scalar] = {
         "device": options.device,
@@ -94,6 +99,8 @@ def export(
         details |= {"prompt": min(options.prompt, context // 2), "parts": options.parts, "symmetric": options.symmetric}
     if options.tokenizer:
         details |= tokenizer(companions, directory)
+    weights.write(data, model, directory / f"{NAME}.bin", graph.head, graph.base, progress, quantizer)
+    (directory / f"{NAME}.xml").write_bytes(graph.xml)
     limit_generation(model, min(model.decoder.context, target.context), directory)
     return Exported(engine_requires={"openvino": REQUIRES}, bits_per_weight=data.bits_per_weight, details=details)
 

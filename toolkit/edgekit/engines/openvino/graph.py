@@ -91,7 +91,7 @@ def build(decoder: DecoderConfig, scheme: QuantScheme, context: int, options: Op
     inputs = [tokens, mask, positions, beams]
     model = openvino.Model([result], sinks, [*inputs, *plan.weights.values()], "decoder")
     named(model)
-    for key, value in options.runtime_options.items():
+    for key, value in options.runtime(scheme.linear.group).items():
         model.set_rt_info(value, ["runtime_options", key])
     return serialize(model, plan.stored), plan.data
 

@@ -33,10 +33,13 @@ class OpenvinoOptions:
     prompt: int = 0
     parts: Literal["NPU", "CPU"] = "NPU"
 
-    @property
-    def runtime_options(self) -> Mapping[str, str]:
-        """What plugins take from the graph itself where their caller, such as openvino_genai, says nothing else."""
-        return {"KV_CACHE_PRECISION": CACHE_TYPES[self.kv_cache]}
+    def runtime(self, group: int) -> Mapping[str, str]:
+        """What plugins take from the graph itself where their caller, such as openvino_genai, says nothing else.
+
+        group: of the weights; OpenVINO's own groups of 32 are right with any, and slower.
+        """
+        dynamic = 0 if self.dynamic_quantization == "off" else group
+        return {"KV_CACHE_PRECISION": CACHE_TYPES[self.kv_cache], "DYNAMIC_QUANTIZATION_GROUP_SIZE": str(dynamic)}
 
 
 def openvino_options(target: Target) -> OpenvinoOptions:
