@@ -3,6 +3,7 @@
     python bench/decode.py --runs 3                                      # builds Phi-3.5-mini for `cpu` first; 10 GB of disk
     python bench/decode.py --artifact DIR --official DIR --gguf FILE ... # with what bench/build.py --keep left, and GGUF files
 
+--intel: what edgekit built for intel-cpu, --optimum: what optimum-cli made of the same checkpoint (bench/build.py); both run in OpenVINO.
 --official: the artifact of onnxruntime-genai's builder. --gguf: made by bench/random_gguf.py; needs --llama, which compiles
 llama-cpp-python, or --llama-python, a Python that has it. The first turn finds the model's files on disk ("cold"), the others in the page
 cache. Results are saved after every run; a route that fails is reported and the others go on. Linux and macOS.
@@ -25,9 +26,9 @@ import measure
 
 ROOT = Path(__file__).resolve().parent.parent
 ONE = str(ROOT / "bench" / "decode_one.py")
-EDGEKIT = ("--editable", f"{ROOT}[build,onnx]", "onnxruntime-genai==0.18.0", "onnx", "gguf")
+EDGEKIT = ("--editable", f"{ROOT}[build,onnx,openvino]", "onnxruntime-genai==0.18.0", "openvino-genai", "onnx", "gguf")
 LLAMA = ("llama-cpp-python",)
-SHOWN = ("numpy", "onnxruntime", "onnxruntime-genai", "llama-cpp-python")
+SHOWN = ("numpy", "onnxruntime", "onnxruntime-genai", "openvino", "openvino-genai", "llama-cpp-python")
 Run = dict[str, object]
 
 
@@ -41,7 +42,7 @@ class Route:
     threads: int | None
 
 
-def routes(artifact: Path, official: Path | None, gguf: list[Path], cores: int) -> list[Route]:
+def routes(artifact: Path, official: Path | None, intel: Path | None, optimum: Path | None, gguf: list[Path], cores: int) -> list[Route]:
     found = [
         Route("edgekit", "loop", artifact, None),
         Route("edgekit's session alone", "bare", artifact, None),
@@ -51,6 +52,12 @@ def routes(artifact: Path, official: Path | None, gguf: list[Path], cores: int) 
     if official is not None:
         found.append(Route(f"genai, its builder's, {cores} threads", "genai", official, cores))
         found.append(Route("genai, its builder's, as it comes", "genai", official, None))
+    if intel is not None:
+        found.append(Route("edgekit, OpenVINO", "loop", intel, None))
+        found.append(Route("edgekit's session alone, OpenVINO", "bare", intel, None))
+        found.append(Route("openvino_genai opening edgekit's, as it comes", "openvino_genai", intel, None))
+    if optimum is not None:
+        found.append(Route("openvino_genai, optimum's, as it comes", "openvino_genai", optimum, None))
     return found + [Route(f"llama.cpp {path.stem}", "llama.cpp", path, cores) for path in gguf]
 
 
@@ -147,6 +154,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--layers", type=int, help="fewer than the model has, for a quick look")
     parser.add_argument("--artifact", type=Path, help="what edgekit built for `cpu` (default: build it)")
     parser.add_argument("--official", type=Path, help="the onnxruntime-genai builder's artifact of the same checkpoint")
+    parser.add_argument("--intel", type=Path, help="what edgekit built for `intel-cpu`")
+    parser.add_argument("--optimum", type=Path, help="optimum-cli's OpenVINO artifact of the same checkpoint")
     parser.add_argument("--gguf", type=Path, action="append", default=[], help="for llama.cpp; may be repeated")
     parser.add_argument("--llama", action="store_true", help="make the environment for --gguf (compiles)")
     parser.add_argument("--llama-python", type=Path, help="a Python that has llama-cpp-python already, instead of --llama")
@@ -201,12 +210,12 @@ def main() -> None:
     python = measure.environment(environments / "decode", EDGEKIT)
     llama = asked.llama_python or (measure.environment(environments / "llama", LLAMA) if asked.llama else python)
     artifact = asked.artifact or build(python, asked, scratch)
-    chosen = routes(artifact, asked.official, asked.gguf, os.cpu_count() or 1)
+    chosen = routes(artifact, asked.official, asked.intel, asked.optimum, asked.gguf, os.cpu_count() or 1)
     vocabulary = json.loads((artifact / "config.json").read_text(encoding="utf-8"))["vocab_size"]
     result: Run = {
         "command": "python bench/decode.py " + " ".join(sys.argv[1:]),
         "machine": measure.machine(),
-        "versions": measure.versions(python, SHOWN) | (measure.versions(llama, SHOWN[3:]) if asked.gguf else {}),
+        "versions": measure.versions(python, SHOWN) | (measure.versions(llama, SHOWN[-1:]) if asked.gguf else {}),
         "weight_bytes": {str(route.path): int(str(child(python, "weight-bytes", str(route.path)))) for route in chosen},
         "bandwidth": [],
         "edge_run_first_output": [],

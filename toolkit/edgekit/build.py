@@ -98,6 +98,8 @@ def build(
     opened = open_model(resolve(str(model), revision=revision, offline=offline, progress=progress))
     wanted = replace(wanted, context=_context(opened, wanted, context))
     companions = read_companions(opened.checkpoint, opened.decoder.vocab_size)
+    if calibration is not None and quant.linear.symmetric:
+        raise UsageError(f"{quant.name} cannot be calibrated: its zero points are fixed; choose another --scheme, or leave out --calibrate")
     sequences = _sequences(calibration, companions, opened)
     exporter.check(opened, quant, wanted)
     size = exporter.footprint(opened, quant, wanted)

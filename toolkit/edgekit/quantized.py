@@ -135,7 +135,8 @@ def store_block(model: Model, m: Wanted, start: int, stop: int, made: QuantizedT
 def _place(model: Model, m: Wanted, start: int, stop: int, store: Kept) -> tuple[Path, str, str]:
     """The checkpoint file of these rows, and the group and name of their block."""
     file, begin, end = model.place(m.weight, start, stop)
-    facts = (store.sources[file].sha256, m.format.bits, m.format.group, store.method, VERSION)
+    kind = ("symmetric",) if m.format.symmetric else ()
+    facts = (store.sources[file].sha256, m.format.bits, m.format.group, store.method, VERSION, *kind)
     return file, kept.group_name(facts), f"{begin}-{end}"
 
 

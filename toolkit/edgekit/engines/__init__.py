@@ -18,6 +18,5 @@ class Engine:
 
 ENGINES: dict[str, Engine] = {
     "onnx": Engine("edgekit.engines.onnx.export", "edgekit.engines.onnx.session", extra="onnx"),
-    "mlx": Engine("edgekit.engines.mlx.export", "edgekit.engines.mlx.session", extra="mlx"),
-    "null": Engine("edgekit.engines.null.export", "edgekit.engines.null.session", extra="test"),
+ba    "null": Engine("edgekit.engines.null.export", "edgekit.engines.null.session", extra="test"),
 }
