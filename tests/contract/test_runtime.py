@@ -1,5 +1,6 @@
 """What users see is the same on every engine."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -93,3 +94,16 @@ def test_chat_and_the_context_limit(runtime: Runtime) -> None:
     with pytest.raises(ContextOverflow, match="96"):
         runtime.complete([{"role": "user", "content": "long " * 100}])
     assert runtime.complete("hello", max_tokens=2).tokens
+
+
+def test_an_answer_in_a_given_form_is_valid_within_any_limit(runtime: Runtime, tokens: list[int]) -> None:
+    schema = {"type": "object", "properties": {"n": {"type": "integer"}, "s": {"type": "string"}}, "required": ["n", "s"]}
+    for limit in (30, 60):
+        for sampling in (Sampling(), Sampling(temperature=1.2, seed=limit)):
+            answers = [
+                runtime.complete(tokens[:6], json_schema=schema, max_tokens=limit, sampling=sampling, lookup=lookup) for lookup in (0, 4)
+            ]
+            found = json.loads(answers[0].text)
+            assert isinstance(found["n"], int) and isinstance(found["s"], str)
+            assert len(answers[0].tokens) <= limit
+            assert answers[1].tokens == answers[0].tokens

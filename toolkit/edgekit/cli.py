@@ -39,6 +39,9 @@ MinP = Annotated[float, typer.Option("--min-p", min=0.0, max=1.0, help="Leave ou
 Penalty = Annotated[float, typer.Option("--repetition-penalty", min=0.01, help="Above 1, tokens already there become less likely.")]
 Seed = Annotated[int | None, typer.Option("--seed", min=0, help="The same seed draws the same answer.")]
 
+JsonSchema = Annotated[Path | None, typer.Option("--json-schema", metavar="FILE", help="Answer with JSON that is valid under this schema.")]
+Regex = Annotated[str | None, typer.Option("--regex", metavar="RE", help="Answer with text that this expression matches from end to end.")]
+Grammar = Annotated[Path | None, typer.Option("--grammar", metavar="FILE", help="Answer with text of this Lark grammar.")]
 Lookup = Annotated[int, typer.Option("--lookup", min=0, help="Guess up to N tokens ahead from the text so far: same answer, sooner.")]
 
 
@@ -181,6 +184,9 @@ def run(
     repetition_penalty: Penalty = 1.0,
     seed: Seed = None,
     lookup: Lookup = 0,
+    json_schema: JsonSchema = None,
+    regex: Regex = None,
+    grammar: Grammar = None,
     threads: Threads = None,
     stats: Annotated[bool, typer.Option("--stats", help="Show tokens a second and time to first token on stderr.")] = False,
     json: Json = False,
@@ -191,8 +197,11 @@ def run(
 
     sampling = talk.make_sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
     asked = talk.read_prompt(prompt, sys.stdin)
+    form = talk.read_form(json_schema, regex, grammar)
     with load(directory, threads=threads) as runtime:
-        steps = talk.steps_for(runtime, asked, sampling, system=system, raw=raw, max_tokens=max_tokens, stop=stop or [], lookup=lookup)
+        steps = talk.steps_for(
+            runtime, asked, sampling, system=system, raw=raw, max_tokens=max_tokens, stop=stop or [], lookup=lookup, form=form
+        )
         answer = talk.take(steps, console.hide if json else console.stream)
     if json:
         console.show_json(answer.as_json())

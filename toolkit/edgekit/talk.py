@@ -5,10 +5,12 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, TextIO
 
 from edgekit.errors import ContextOverflow, TemplateError, UsageError
 from edgekit.runtime import Runtime, Sampling
+from edgekit.runtime.constrain import LIMIT as FORM_LIMIT
 from edgekit.runtime.generate import Finish, Step
 
 Show = Callable[[str], None]
@@ -84,6 +86,30 @@ def make_sampling(temperature: float, top_k: int, top_p: float, min_p: float, re
     return Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
 
 
+@dataclass(frozen=True)
+class Form:
+    """What the answer has to be valid under; at most one of them."""
+
+    json_schema: str | None = None
+    regex: str | None = None
+    grammar: str | None = None
+
+
+def read_form(json_schema: Path | None, regex: str | None, grammar: Path | None) -> Form:
+    """The options with their files' content. Raises UsageError for a file that cannot be read."""
+    return Form(_content(json_schema, "--json-schema"), regex, _content(grammar, "--grammar"))
+
+
+def _content(path: Path | None, option: str) -> str | None:
+    if path is None:
+        return None
+    try:
+        with path.open(encoding="utf-8") as file:
+            return file.read(FORM_LIMIT + 1)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{option} {path} cannot be read: {error}") from None
+
+
 def start(system: str | None) -> list[dict[str, str]]:
     """The messages before the first question."""
     return [] if system is None else [{"role": "system", "content": system}]
@@ -99,14 +125,33 @@ def steps_for(
     max_tokens: int | None,
     stop: Sequence[str],
     lookup: int,
+    form: Form,
 ) -> Iterator[Step]:
     """Steps of the answer to ``prompt``, or of its continuation when ``raw``. Raises UsageError, TemplateError, ContextOverflow."""
     if not raw:
         messages = [*start(system), {"role": "user", "content": prompt}]
-        return runtime.chat(messages, sampling=sampling, max_tokens=max_tokens, stop=stop, lookup=lookup)
+        return runtime.chat(
+            messages,
+            sampling=sampling,
+            max_tokens=max_tokens,
+            stop=stop,
+            lookup=lookup,
+            json_schema=form.json_schema,
+            regex=form.regex,
+            grammar=form.grammar,
+        )
     if system is not None:
         raise UsageError("--system has no place in raw text; leave out --raw or --system")
-    return runtime.generate(prompt, sampling=sampling, max_tokens=max_tokens, stop=stop, lookup=lookup)
+    return runtime.generate(
+        prompt,
+        sampling=sampling,
+        max_tokens=max_tokens,
+        stop=stop,
+        lookup=lookup,
+        json_schema=form.json_schema,
+        regex=form.regex,
+        grammar=form.grammar,
+    )
 
 
 def take(steps: Iterator[Step], show: Show) -> Answer:

@@ -4,6 +4,8 @@
     prefix.py     reuses what a session still holds; the LongRoPE switch
     lookup.py     guesses what comes next from what is there already
     sampling.py   greedy, or drawn as transformers does
+    constrain.py  answers in a given form: JSON schema, regular expression, grammar
+    closing.py    how such an answer can be completed, and in how many tokens
     generate.py   the loop: steps of text, stops, limits
     tokenizer.py  ids and text, streaming
     chat.py       chat templates, in a sandbox
@@ -11,6 +13,7 @@
 Nothing here imports anything of the build side.
 """
 
+import functools
 import importlib
 import operator
 import time
@@ -24,6 +27,7 @@ from edgekit.artifact import Artifact, Manifest, load_artifact
 from edgekit.engines import ENGINES
 from edgekit.errors import ArtifactError, EdgekitError, TemplateError, UsageError
 from edgekit.runtime.chat import ChatTemplate, Messages, check_template, open_template
+from edgekit.runtime.constrain import Constraint, Forms, Guide, constraint
 from edgekit.runtime.generate import Completion, Finish, Step, collect, generate
 from edgekit.runtime.prefix import PrefixCache
 from edgekit.runtime.sampling import GREEDY, Processor, Sampling
@@ -78,6 +82,7 @@ class Runtime:
         self.session = session
         self._template = template
         self._cache = PrefixCache(session, switch=manifest.context.rope_switch)
+        self._forms: Forms | None = None
 
     @property
     def context(self) -> int:
@@ -93,14 +98,19 @@ class Runtime:
         stop: str | Sequence[str] = (),
         processors: Sequence[Processor] = (),
         lookup: int = 0,
+        json_schema: Mapping[str, object] | bool | str | None = None,
+        regex: str | None = None,
+        grammar: str | None = None,
     ) -> Iterator[Step]:
         """Continues raw text (no chat template) or token ids, one Step a token; see ``generate.generate`` for the arguments.
 
         The text continues the prompt's: a space before its first word is kept. Special tokens written in a text are recognized.
-        Raises ContextOverflow, UsageError, EngineError.
+        json_schema, regex, grammar (Lark): one of them, and the answer is valid under it, whatever ends it (see constrain.py).
+        Raises ContextOverflow, UsageError, EngineError; EngineMissing for a form without llguidance.
         """
         ids = self._ids(prompt)
-        return self._generate(ids, ids, sampling, max_tokens, stop, processors, lookup)
+        wanted = constraint(json_schema=json_schema, regex=regex, grammar=grammar)
+        return self._generate(ids, ids, sampling, max_tokens, stop, processors, lookup, wanted)
 
     def chat(
         self,
@@ -111,6 +121,9 @@ class Runtime:
         stop: str | Sequence[str] = (),
         processors: Sequence[Processor] = (),
         lookup: int = 0,
+        json_schema: Mapping[str, object] | bool | str | None = None,
+        regex: str | None = None,
+        grammar: str | None = None,
         tools: Sequence[Mapping[str, object]] | None = None,
     ) -> Iterator[Step]:
         """Answers messages, ``[{"role": "user", "content": "..."}]``, through the model's chat template; otherwise as ``generate``.
@@ -118,7 +131,8 @@ class Runtime:
         Raises TemplateError too: the artifact has no template, or it refuses the messages.
         """
         ids = self.tokenizer.encode(self.render(messages, tools=tools))
-        return self._generate(ids, (), sampling, max_tokens, stop, processors, lookup)
+        wanted = constraint(json_schema=json_schema, regex=regex, grammar=grammar)
+        return self._generate(ids, (), sampling, max_tokens, stop, processors, lookup, wanted)
 
     def complete(
         self,
@@ -129,6 +143,9 @@ class Runtime:
         stop: str | Sequence[str] = (),
         processors: Sequence[Processor] = (),
         lookup: int = 0,
+        json_schema: Mapping[str, object] | bool | str | None = None,
+        regex: str | None = None,
+        grammar: str | None = None,
     ) -> Completion:
         """The whole answer to chat messages, or the continuation of text or token ids, with its timings."""
         began = time.perf_counter()
@@ -136,7 +153,8 @@ class Runtime:
             ids: Sequence[int] = self.tokenizer.encode(self.render(cast(Messages, prompt)))
         else:
             ids = self._ids(cast(str | Sequence[int], prompt))
-        steps = self._generate(ids, () if chat else ids, sampling, max_tokens, stop, processors, lookup)
+        wanted = constraint(json_schema=json_schema, regex=regex, grammar=grammar)
+        steps = self._generate(ids, () if chat else ids, sampling, max_tokens, stop, processors, lookup, wanted)
         return collect(steps, len(ids), began)
 
     def render(self, messages: Messages, *, tools: Sequence[Mapping[str, object]] | None = None) -> str:
@@ -181,7 +199,14 @@ class Runtime:
         stop: str | Sequence[str],
         processors: Sequence[Processor],
         lookup: int,
+        wanted: Constraint | None,
     ) -> Iterator[Step]:
+        form = None
+        if wanted is not None:
+            if self._forms is None:
+                self._forms = Forms(self.tokenizer, self.manifest.tokens.vocab_size, self.manifest.tokens.stop)
+            form = functools.partial(Guide, wanted, self._forms)
+            shown = self.tokenizer.encode("a")  # what follows a letter is decoded as it is: no leading space is stripped
         return generate(
             self._cache,
             ids,
@@ -193,6 +218,7 @@ class Runtime:
             stop=stop,
             processors=processors,
             lookup=lookup,
+            form=form,
         )
 
 

@@ -1,18 +1,20 @@
 """The one generation loop, for every engine: tokens in, steps of text out."""
 
 import time
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from edgekit.errors import ContextOverflow, UsageError
+from edgekit.runtime.constrain import Guide
 from edgekit.runtime.lookup import Lookup
 from edgekit.runtime.prefix import PrefixCache
 from edgekit.runtime.sampling import GREEDY, Processor, Sampler, Sampling
 from edgekit.runtime.tokenizer import TextStream
 
 Finish = Literal["stop", "length", "context"]
-"""stop: a stop token or stop string. length: ``max_tokens`` reached. context: the artifact's context is full."""
+"""stop: a stop token or stop string, or an answer in a given form is complete. length: ``max_tokens`` reached.
+context: the artifact's context is full."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,7 @@ def generate(
     stop: str | Sequence[str] = (),
     processors: Sequence[Processor] = (),
     lookup: int = 0,
+    form: Callable[[int], Guide] | None = None,
 ) -> Iterator[Step]:
     """Continues ``prompt`` (token ids, at least one), one Step a token, until a step has a ``finish``.
 
@@ -85,6 +88,8 @@ def generate(
                 every token is chosen by the same sampler, in order, from the logits that the engine computed after exactly the tokens
                 before it, and a guess is kept only where it is that token. (An engine's rounding may depend on how many tokens a call
                 brings, so where two tokens tie to within it, another may win than without.)
+    form:       makes the guide of an answer in a given form (see constrain.py) of at most so many tokens. ``stream`` should decode exactly,
+                leading space and all. It cannot be had with stop strings, which would cut the answer.
     The arguments are checked at once; the engine runs as steps are taken. Closing the generator, an exception or Ctrl-C in the middle leave
     ``cache`` usable, and generators that share one may be used by turns.
     Raises ContextOverflow when the prompt leaves no room for an answer, UsageError, EngineError.
@@ -106,7 +111,9 @@ def generate(
     room = context - len(prompt)
     limit = room if max_tokens is None else min(room, max_tokens)
     last: Finish = "length" if limit == max_tokens else "context"
-    sampler, text = Sampler(sampling, processors), _Text(stream, strings)
+    if form is not None and strings:
+        raise UsageError("a stop string would cut an answer in a given form, which is complete by itself; leave it out")
+    sampler, text = Sampler(sampling, processors, None if form is None else form(limit)), _Text(stream, strings)
     return _steps(cache, list(prompt), sampler, text, frozenset(stop_tokens), limit, last, lookup)
 
 
@@ -132,7 +139,7 @@ def _steps(
         for i, logits in enumerate(rows):
             token, logprob = sampler.choose(tokens, logits)
             tokens.append(token)
-            finish: Finish | None = "stop" if token in stop_tokens else last if len(tokens) == end else None
+            finish: Finish | None = "stop" if token in stop_tokens or sampler.finished else last if len(tokens) == end else None
             piece = text.push(token) if token not in stop_tokens else ""
             if finish is not None:
                 piece += text.finish()

@@ -1,6 +1,7 @@
 """Which token comes next: greedy, or drawn with the filters and in the order of Hugging Face transformers.
 
-Order: repetition penalty, the caller's logit processors, temperature, top-k, top-p, min-p, draw. Definitions are those of
+Order: repetition penalty, the caller's logit processors, the form of the answer (constrain.py), temperature, top-k, top-p, min-p, draw.
+Definitions are those of
 transformers' ``RepetitionPenaltyLogitsProcessor`` (Keskar et al. 2019), ``TopKLogitsWarper`` (Fan et al. 2018), ``TopPLogitsWarper``
 (Holtzman et al. 2019) and ``MinPLogitsWarper`` (Nguyen et al. 2024).
 
@@ -18,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekit.errors import EngineError, UsageError
+from edgekit.runtime.constrain import Guide
 
 Processor = Callable[[Sequence[int], NDArray[np.float32]], NDArray[np.float32]]
 """``(all tokens so far, logits float32 [vocab]) -> logits float32 [vocab]``: -inf forbids a token. It may change ``logits`` in place.
@@ -61,17 +63,25 @@ class Sampling:
 
 
 GREEDY = Sampling()
+TRIES = 4
+"""Tokens that may turn out to leave no way to the end of an answer in a given form, before the known way is taken."""
 
 
 class Sampler:
     """Chooses the tokens of one answer. Holds the random stream and which tokens were seen."""
 
-    def __init__(self, sampling: Sampling, processors: Sequence[Processor] = ()) -> None:
+    def __init__(self, sampling: Sampling, processors: Sequence[Processor] = (), guide: Guide | None = None) -> None:
         self._sampling = sampling
         self._processors = processors
+        self._guide = guide
         self._random = np.random.Generator(np.random.PCG64(sampling.seed))
         self._seen: NDArray[np.bool_] | None = None
         self._counted = 0
+
+    @property
+    def finished(self) -> bool:
+        """Whether the answer has a given form and is complete."""
+        return self._guide is not None and self._guide.finished
 
     def choose(self, tokens: Sequence[int], logits: NDArray[np.float32]) -> tuple[int, float]:
         """The next token after ``tokens`` and its log-probability (natural) under the model itself: before penalty, processors
@@ -84,12 +94,28 @@ class Sampler:
         if math.isnan(total):
             raise EngineError(f"the engine gave logits that are not numbers after {len(tokens)} tokens; verify or rebuild the artifact")
         scores = self._processed(tokens, logits)
+        token = self._pick(tokens, scores) if self._guide is None else self._guided(tokens, scores, self._guide)
+        return token, float(logits[token]) - top - math.log(total)
+
+    def _pick(self, tokens: Sequence[int], scores: NDArray[np.float32]) -> int:
         token = int(scores.argmax())
         if not math.isfinite(float(scores[token])):
             raise UsageError(f"the logit processors left no token to choose after {len(tokens)} tokens (all are -inf or NaN)")
-        if self._sampling.temperature > 0:
-            token = draw(scores, self._sampling, self._random)
-        return token, float(logits[token]) - top - math.log(total)
+        return draw(scores, self._sampling, self._random) if self._sampling.temperature > 0 else token
+
+    def _guided(self, tokens: Sequence[int], scores: NDArray[np.float32], guide: Guide) -> int:
+        """Of the tokens that the form allows. One after which the answer could not be completed in time is chosen again without it."""
+        scores = np.where(guide.mask(), scores, np.float32(-np.inf))
+        for _ in range(TRIES):
+            token = self._pick(tokens, scores)
+            if guide.take(token):
+                return token
+            scores[token] = -np.inf
+        token = guide.planned()
+        if not math.isfinite(float(scores[token])):
+            raise UsageError(f"the logit processors forbid what would complete the answer within its limit, after {len(tokens)} tokens")
+        guide.take(token)
+        return token
 
     def _processed(self, tokens: Sequence[int], logits: NDArray[np.float32]) -> NDArray[np.float32]:
         penalty = self._sampling.repetition_penalty
