@@ -12,7 +12,7 @@ import pytest
 import edgekit
 from checkpoints import SWITCH, make_checkpoint
 from command import Edge
-from edgekit import parity
+from edgekit import child
 from edgekit.artifact import load_artifact
 from edgekit.engines.null.session import open_session
 from edgekit.errors import ArtifactError, EngineError, EngineMissing, UsageError
@@ -68,8 +68,9 @@ def test_the_command_says_so(edge: Edge, pair: tuple[Path, Path]) -> None:
     assert ended.out.count(": agrees\n  weights equal\n") == 2
     ended = edge("verify", *map(str, pair), "--json", "--tokens", "3", "--prompt", "hello")
     said = json.loads(ended.out)
-    assert ended.code == 0 and said["agrees"] is True
-    assert said["compared"][0]["weights"] == "equal" and said["compared"][0]["positions"] <= 3
+    assert ended.code == 0 and said["parity"]["agrees"] is True and not said["problems"]
+    found = said["parity"]["compared"][0]
+    assert found["weights"] == "equal" and found["positions"] <= 3
 
 
 def test_the_first_divergent_token_and_its_margin(apart: tuple[Path, Path]) -> None:
@@ -107,12 +108,13 @@ def artifact_prompt(directory: Path, text: str) -> list[int]:
 
 def test_the_command_names_it_and_fails(edge: Edge, apart: tuple[Path, Path]) -> None:
     ended = edge("verify", *map(str, apart), "--tokens", "4")
-    assert ended.code == 1
+    assert ended.code == 12
+    assert f"edge: error: {apart[1]} does not agree with {apart[0]}" in ended.err
     assert "DOES NOT AGREE" in ended.out and "weights not recorded" in ended.out
     assert " first at token 0 of prompt 0, after '': " in ended.out and "greatest margin" in ended.out and "allowed 0.5" in ended.out
     ended = edge("verify", *map(str, apart), "--tokens", "4", "--json")
     said = json.loads(ended.out)
-    assert (ended.code, said["agrees"], said["compared"][0]["first"]["token"]) == (1, False, 0)
+    assert (ended.code, said["parity"]["agrees"], said["parity"]["compared"][0]["first"]["token"]) == (12, False, 0)
 
 
 def test_other_weights_are_no_parity_however_alike_the_answers(tmp_path: Path) -> None:
@@ -134,22 +136,22 @@ def test_other_weights_are_no_parity_however_alike_the_answers(tmp_path: Path) -
 
 def test_weights_alone_need_no_engine(edge: Edge, tmp_path: Path, apart: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     """As for engines that run elsewhere only. Equal weights are proved, or it fails."""
-    monkeypatch.setattr(parity, "CHILD", "raise SystemExit(3)")
     a, b, c = build(tmp_path, "c", "onnx"), build(tmp_path, "d", "mlx"), build(tmp_path, "e", "mlx", scheme="int4-g64")
+    as_child(monkeypatch, "raise SystemExit(3)")
     report = verify([a, b], weights_only=True)
     assert report.agrees and report.compared[0].weights == "equal"
     assert report.as_lines() == [f"against {a} (onnx), weights only:", f"{b} (mlx): agrees", "  weights equal"]
-    assert edge("verify", str(a), str(b), "--weights-only").code == 0
-    ended = edge("verify", str(a), str(b), str(c), "--weights-only", "--json")
+    assert edge("verify", str(a), str(b), "--no-run").code == 0
+    ended = edge("verify", str(a), str(b), str(c), "--no-run", "--json")
     said = json.loads(ended.out)
-    assert (ended.code, [x["weights"] for x in said["compared"]]) == (1, ["equal", "different"])
+    assert (ended.code, [x["weights"] for x in said["parity"]["compared"]]) == (12, ["equal", "different"])
     assert not verify(apart, weights_only=True).agrees, "not recorded is not proved"
 
 
 def test_what_cannot_be_compared(edge: Edge, tmp_path: Path, apart: tuple[Path, Path]) -> None:
     with pytest.raises(UsageError, match="at least two artifacts"):
         verify([apart[0]])
-    assert edge("verify", str(apart[0])).code == 2
+    assert edge("verify", str(apart[0]), "--prompt", "hello").code == 2
     with pytest.raises(ArtifactError, match="is no artifact"):
         verify([apart[0], tmp_path])
     make_checkpoint(tmp_path / "stops", "phi3-longrope")
@@ -162,20 +164,30 @@ def test_what_cannot_be_compared(edge: Edge, tmp_path: Path, apart: tuple[Path, 
         verify(apart, prompts=["hello " * 90])
 
 
+def as_child(monkeypatch: pytest.MonkeyPatch, code: str) -> None:
+    """``code`` runs where an engine's process would."""
+    monkeypatch.setattr(child, "command", lambda module: [sys.executable, "-c", code, *sys.path])
+
+
 def test_errors_of_an_engines_process(apart: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     start, run = "import sys; sys.path[:] = sys.argv[1:]; ", "from edgekit.parity import main; main()"
     broken = "import numpy; from edgekit.engines.null import session as s; "
     broken += "s.NullSession.forward = lambda self, tokens: numpy.full(320, numpy.nan, numpy.float32); "
-    monkeypatch.setattr(parity, "CHILD", start + broken + run)
+    as_child(monkeypatch, start + broken + run)
     with pytest.raises(EngineError, match=r"logits after \d+ tokens are not finite"):
         verify(apart)
-    monkeypatch.setattr(parity, "CHILD", "import os; os._exit(9)")
-    with pytest.raises(EngineError, match=r"null ended with 9 while it ran .*: it said nothing"):
+    as_child(monkeypatch, "import os; os._exit(9)")
+    with pytest.raises(
+        EngineError,
+        match=r"/a: the engine failed with exit code 9 while it ran the model. it said nothing"
+        if sys.platform != "win32"
+        else "exit code 9",
+    ):
         verify(apart)
     missing = (
         "import edgekit.engines.null.session as s; from edgekit.errors import EngineMissing\ndef no(*a, **k): raise EngineMissing('gone')\n"
     )
-    monkeypatch.setattr(parity, "CHILD", start + missing + "s.open_session = no\n" + run)
+    as_child(monkeypatch, start + missing + "s.open_session = no\n" + run)
     with pytest.raises(EngineMissing, match=r"/a: gone" if sys.platform != "win32" else "gone"):
         verify(apart)
 
@@ -186,7 +198,7 @@ def test_what_an_engine_prints_is_no_answer(
     start, run = "import sys; sys.path[:] = sys.argv[1:]; ", "from edgekit.parity import main; main()"
     noisy = "import os; from edgekit.engines.null import session as s; old = s.NullSession.forward; "
     noisy += "s.NullSession.forward = lambda self, t: (print('noise'), os.write(1, b'more'), old(self, t))[2]; "
-    monkeypatch.setattr(parity, "CHILD", start + noisy + run)
+    as_child(monkeypatch, start + noisy + run)
     assert verify(apart, tokens=3).compared
     assert capfd.readouterr() == ("", "")
 

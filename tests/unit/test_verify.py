@@ -164,10 +164,15 @@ def test_files_that_are_no_part_of_it_are_named(edge: Edge, artifact: Path) -> N
 def test_several_artifacts_each_get_their_say(edge: Edge, artifact: Path, built: Path, tmp_path: Path) -> None:
     flipped(artifact / "null.json")
     ended = edge("verify", str(built), str(artifact), str(tmp_path / "none"), str(built), "--json")
-    good, bad, none, again = json.loads(ended.out)
+    said = json.loads(ended.out)
+    good, again = said["artifacts"]
     assert ended.code == 6
     assert good == again and good["greedy"]["outcome"] == "equal"
-    assert bad["error"]["kind"] == none["error"]["kind"] == "ArtifactError"
+    assert [(p["directory"], p["kind"]) for p in said["problems"]] == [
+        (str(artifact), "ArtifactError"),
+        (str(tmp_path / "none"), "ArtifactError"),
+    ]
+    assert said["parity"] is None, "what is damaged is compared with nothing"
     assert ended.err.count("edge: error: ") == 2
 
 

@@ -3,12 +3,14 @@
 A request and its answer are one JSON object each. The module asked for has a ``main`` that calls ``serve``.
 """
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from subprocess import PIPE
 from typing import cast
 
@@ -25,17 +27,24 @@ def command(module: str) -> list[str]:
 
 def ask(module: str, request: Json) -> Json:
     """The answer of ``module.main``. Raises the EdgekitError it ended with, or EngineError where it crashed."""
+    with asking(module, request) as answer:
+        return answer()
+
+
+@contextlib.contextmanager
+def asking(module: str, request: Json) -> Iterator[Callable[[], Json]]:
+    """As ``ask``, while the caller does something else: gives what waits for the answer. When the block is left the process has ended,
+    whatever happened."""
     try:
         process = subprocess.Popen(command(module), stdin=PIPE, stdout=PIPE, stderr=PIPE)
     except OSError as error:
         raise EngineError(f"cannot start {sys.executable!r} to run the model: {error.strerror or error}") from error
-    with process:
+    with ThreadPoolExecutor(1) as pool:
+        said = pool.submit(process.communicate, json.dumps(request).encode())
         try:
-            said, noise = process.communicate(json.dumps(request).encode())
-        except BaseException:
+            yield lambda: understand(*said.result(), process.returncode)
+        finally:
             process.kill()
-            raise
-    return understand(said, noise, process.returncode)
 
 
 def understand(said: bytes, noise: bytes, code: int) -> Json:

@@ -7,19 +7,16 @@ runs in a process of its own.
 """
 
 import importlib
-import json
-import os
-import subprocess
-import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekit import errors
+from edgekit import child
 from edgekit.artifact import Artifact, load_artifact
 from edgekit.engines import ENGINES
 from edgekit.errors import ArtifactError, EdgekitError, EngineError, UsageError
@@ -33,7 +30,6 @@ MARGIN = 0.5
 """Of logits. ONNX Runtime's int8 products (accuracy_level 4) move one by 0.03 to 0.07 rms; with float32 kernels ties are below 1e-3."""
 TEXTS = 3
 """Encode vectors that serve as raw prompts, after the chat vectors."""
-CHILD = "import sys; sys.path[:] = sys.argv[1:]; from edgekit.parity import main; main()"
 Logits = NDArray[np.float32]
 
 
@@ -266,35 +262,31 @@ def _run(
     out: Path,
 ) -> tuple[list[list[int]], Logits]:
     """The answers (the artifact's own, where none are given) and the logits before each of their tokens, [positions, V]."""
-    asked = {"directory": str(artifact.directory), "prompts": prompts, "answers": answers, "tokens": tokens, "threads": threads}
-    request = json.dumps({**asked, "out": str(out)}).encode()
-    ended = subprocess.run([sys.executable, "-c", CHILD, *sys.path], input=request, capture_output=True, check=False)
-    if ended.returncode:
-        last = ended.stderr.decode(errors="replace").strip().splitlines()[-1:] or ["it said nothing"]
-        raise EngineError(f"{artifact.manifest.engine.name} ended with {ended.returncode} while it ran {artifact.directory}: {last[0]}")
-    said = json.loads(ended.stdout)
-    if "error" in said:
-        raise getattr(errors, said["error"])(f"{artifact.directory}: {said['message']}")
+    asked = {"prompts": prompts, "answers": answers, "tokens": tokens, "threads": threads}
+    try:
+        said = child.ask(__name__, {"directory": str(artifact.directory), "out": str(out), **asked})
+    except EdgekitError as error:
+        raise type(error)(f"{artifact.directory}: {error}") from None
     logits: Logits = np.load(out, mmap_mode="r")
-    return said["answers"], logits
+    return cast(list[list[int]], said["answers"]), logits
 
 
 def main() -> None:
-    """The process of one engine: reads a request from stdin (``_run`` writes it), answers on stdout with one JSON object."""
-    with os.fdopen(os.dup(1), "w", encoding="utf-8") as answer:
-        os.dup2(2, 1)  # what an engine prints is no part of the answer
-        request = json.loads(sys.stdin.buffer.read())
-        try:
-            artifact = load_artifact(request["directory"])
-            opened = importlib.import_module(ENGINES[artifact.manifest.engine.name].session).open_session
-            session: Session = opened(artifact.directory, artifact.manifest, threads=request["threads"])
-            given = request["answers"] or [None] * len(request["prompts"])
-            said = [_answer(session, artifact, p, a, request["tokens"]) for p, a in zip(request["prompts"], given, strict=True)]
-            np.save(request["out"], np.concatenate([rows for _, rows in said]))
-        except EdgekitError as error:
-            json.dump({"error": type(error).__name__, "message": str(error)}, answer)
-        else:
-            json.dump({"answers": [tokens for tokens, _ in said]}, answer)
+    """The process of one engine."""
+    child.serve(_serve)
+
+
+def _serve(request: dict[str, Any]) -> child.Json:
+    artifact = load_artifact(request["directory"])
+    opened = importlib.import_module(ENGINES[artifact.manifest.engine.name].session).open_session
+    session: Session = opened(artifact.directory, artifact.manifest, threads=request["threads"])
+    try:
+        given = request["answers"] or [None] * len(request["prompts"])
+        said = [_answer(session, artifact, p, a, request["tokens"]) for p, a in zip(request["prompts"], given, strict=True)]
+    finally:
+        session.close()
+    np.save(request["out"], np.concatenate([rows for _, rows in said]))
+    return {"answers": [tokens for tokens, _ in said]}
 
 
 def _answer(session: Session, artifact: Artifact, prompt: list[int], given: list[int] | None, tokens: int) -> tuple[list[int], Logits]:
