@@ -1,7 +1,7 @@
 """Files of the hub into huggingface_hub's own cache: resumed where an earlier process stopped, and under their name only once right.
 
-huggingface_hub goes on with a file while its process lives, and from 2.0 on begins it anew in the next one; nor does it compare what
-arrived with the hub's digest. Addresses, tokens, metadata and the layout of the cache are its own.
+huggingface_hub (2.4) goes on with a file while its process lives, and begins it anew in the next one; nor does it compare what arrived
+with the hub's digest. Addresses, tokens, metadata and the layout of the cache are its own.
 """
 
 import hashlib

@@ -44,7 +44,7 @@ class Answers:
 
 @dataclass(frozen=True)
 class Report:
-    """What was found right. unlisted: files that lie there and are no part of the artifact; nothing of edgekit reads them."""
+    """What was found right. unlisted: files that lie there and are no part of the artifact."""
 
     directory: str
     model: str
