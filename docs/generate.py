@@ -225,11 +225,12 @@ def kill_report() -> str:
     order = ["begun", "digest of the model", "quantize", "export", "digest of the artifact"]
     stages = sorted(rows, key=lambda stage: (order.index(stage) if stage in order else len(order), stage))
     cells = [[stage, *(str(rows[stage].get(engine, 0)) for engine in engines)] for stage in stages]
+    versions = ", ".join(f"{name} {number}" for name, number in result["versions"].items())
     return (
-        f"{result['kills']} kills (SIGKILL) at random moments of builds; each left no directory that opens and is not whole, and was resumed "
-        f"to the bytes of an undisturbed build, with {result['blocks_kept']:,} of {result['blocks']:,} blocks taken from what the killed "
-        f"ones had kept. Kills by the last stage that had begun:\n\n{table(['killed in or after', *engines], cells)}\n\n`{result['command']}`; "
-        f"{', '.join(f'{name} {number}' for name, number in result['versions'].items())}."
+        f"{result['kills']} kills (SIGKILL) at random moments of builds; each left no directory that opens and is not whole, and was\n"
+        f"resumed to the bytes of an undisturbed build, with {result['blocks_kept']:,} of {result['blocks']:,} blocks taken from what the\n"
+        f"killed ones had kept. Kills by the last stage that had begun:\n\n{table(['killed in or after', *engines], cells)}\n\n"
+        f"`{result['command']}`; {versions}."
     )
 
 
