@@ -27,7 +27,7 @@ from edgekit.quant.scheme import SCHEMES  # noqa: E402
 from edgekit.target import targets  # noqa: E402
 from tiny_phi import exam  # noqa: E402
 
-PAGES = ("README.md", "docs/artifact.md", "docs/cli.md", "docs/performance.md", "toolkit/edgekit/tiny_phi/README.md")
+PAGES = ("README.md", "docs/artifact.md", "docs/cli.md", "docs/performance.md", "docs/security.md", "toolkit/edgekit/tiny_phi/README.md")
 BLOCK = re.compile(r"(<!-- generated: ([a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -231,7 +231,29 @@ def default(option: Any) -> str:
     return "" if option.default is None or option.default is False or option.default == () else str(option.default)
 
 
+def kill_report() -> str:
+    result = load("bench/results/kill.json")
+    if result is None:
+        return "Not measured yet: `python bench/kill.py --out bench/results/kill.json`."
+    rows: dict[str, dict[str, int]] = {}
+    for key, count in result["by_engine_and_stage"].items():
+        engine, _, stage = key.partition(": ")
+        rows.setdefault(stage, {})[engine] = count
+    engines = sorted({engine for counts in rows.values() for engine in counts})
+    order = ["begun", "digest of the model", "quantize", "export", "digest of the artifact"]
+    stages = sorted(rows, key=lambda stage: (order.index(stage) if stage in order else len(order), stage))
+    cells = [[stage, *(str(rows[stage].get(engine, 0)) for engine in engines)] for stage in stages]
+    versions = ", ".join(f"{name} {number}" for name, number in result["versions"].items())
+    return (
+        f"{result['kills']} kills (SIGKILL) at random moments of builds; each left no directory that opens and is not whole, and was\n"
+        f"resumed to the bytes of an undisturbed build, with {result['blocks_kept']:,} of {result['blocks']:,} blocks taken from what the\n"
+        f"killed ones had kept. Kills by the last stage that had begun:\n\n{table(['killed in or after', *engines], cells)}\n\n"
+        f"`{result['command']}`; {versions}."
+    )
+
+
 GENERATED = {
+    "kill": kill_report,
     "api": api,
     "targets": target_table,
     "models": model_table,

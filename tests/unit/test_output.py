@@ -17,7 +17,7 @@ from edgekit import lock, output
 from edgekit.artifact import MANIFEST, check_digests, list_files, load_artifact
 from edgekit.errors import ArtifactError, OutputError
 from edgekit.lock import Held, locked
-from edgekit.output import check_output, seal, writing
+from edgekit.output import check_free, check_output, seal, writing
 from edgekit.progress import silent
 from manifests import manifest, write
 
@@ -114,6 +114,9 @@ def test_a_second_writer_is_told_who_the_first_is(tmp_path: Path) -> None:
     with writing(tmp_path / "a") as staging:
         with pytest.raises(OutputError, match=rf"a is being written by process {os.getpid()} on .*; wait until that is done"):
             write(tmp_path / "a", {"x": b"x"})
+        with pytest.raises(OutputError, match="is being written by process"):
+            check_free(tmp_path / "a")
+        check_free(tmp_path / "b")
         assert staging.is_dir(), "what the first one writes is not taken for a killed builder's"
         write(tmp_path / "b", {"x": b"x"})
         seal(staging, manifest(**list_files(staging, silent)))

@@ -33,7 +33,7 @@ from edgekit.engines import ENGINES
 from edgekit.engines.exported import Exported, Footprint
 from edgekit.errors import EngineMissing, OutputError, TargetError, UsageError
 from edgekit.models import Model, open_model
-from edgekit.output import check_output, flush, seal, writing
+from edgekit.output import check_free, check_output, flush, seal, writing
 from edgekit.progress import Progress, silent
 from edgekit.quant.scheme import Format, QuantScheme
 from edgekit.quant.scheme import scheme as load_scheme
@@ -143,6 +143,7 @@ def check_request(target: str | Path, output: Path, *, scheme: str | None, force
     quant = load_scheme(scheme or wanted.scheme)
     exporter = _exporter(wanted)
     check_output(output, force=force)
+    check_free(output)
     return wanted, quant, exporter
 
 

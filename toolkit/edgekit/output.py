@@ -49,11 +49,22 @@ def seal(staging: Path, manifest: Manifest) -> None:
     (staging / MANIFEST).write_text(manifest.to_json(), encoding="utf-8", newline="\n")
 
 
+def check_free(output: Path) -> None:
+    """Raises OutputError where another process is writing ``output``; makes nothing."""
+    if _lock(output).exists():
+        with _as_output_error(output), _alone(output):
+            pass
+
+
+def _lock(output: Path) -> Path:
+    return output.with_name(f".{output.name}.lock")
+
+
 @contextlib.contextmanager
 def _alone(output: Path) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         try:
-            stack.enter_context(locked(output.with_name(f".{output.name}.lock")))
+            stack.enter_context(locked(_lock(output)))
         except Held as holder:
             raise OutputError(f"{output} is being written by {holder}; wait until that is done, or choose another: --out DIR") from None
         yield
