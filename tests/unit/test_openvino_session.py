@@ -114,6 +114,23 @@ def test_what_cannot_be_is_refused(session: OpenvinoSession) -> None:
         session.forward([1])
 
 
+@pytest.mark.parametrize("end", ["pass", "session.close()", "del session", "session.forward([1])"])
+def test_a_session_that_is_left_in_any_state_ends_the_process_well(llama: Built, tmp_path: Path, end: str) -> None:
+    """Its first inference goes on in the background, and OpenVINO aborts a process whose threads are inside it."""
+    (tmp_path / "edgekit.json").write_text(llama.manifest.to_json(), encoding="utf-8")
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom edgekit.artifact import Manifest\n"
+        "from edgekit.engines.openvino.session import open_session\n"
+        "manifest = Manifest.from_json(Path(sys.argv[2]).read_text(encoding='utf-8'))\n"
+        f"session = open_session(Path(sys.argv[1]), manifest)\n{end}\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": TOOLKIT}
+    words = [sys.executable, "-c", code, str(llama.directory), str(tmp_path / "edgekit.json")]
+    for _ in range(3):
+        done = subprocess.run(words, capture_output=True, text=True, env=environment)
+        assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_openvino_prints_nothing(llama: Built, capfd: pytest.CaptureFixture[str]) -> None:
     session = llama.open()
     session.forward_last(TOKENS[:9], 5)

@@ -205,7 +205,7 @@ class OpenvinoSession:
     def close(self) -> None:
         """See ``Session.close``."""
         if self._warming is not None:
-            self._warming.end()
+            self._warming.cancel()
         self._request = self._warming = None
 
     def _compute(self, request: "openvino.InferRequest", ids: NDArray[np.int64], last: int, final: int) -> NDArray[np.float32]:
