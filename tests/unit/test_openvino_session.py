@@ -164,6 +164,16 @@ def test_a_device_that_is_not_here_is_not_replaced(llama: Built, device: str) ->
         open_session(llama.directory, elsewhere)
 
 
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_a_precision_the_cpu_does_not_have_is_not_replaced(llama: Built, precision: str) -> None:
+    if {"bfloat16": "BF16", "float16": "FP16"}[precision] in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        pytest.skip(f"this CPU has {precision}")
+    details = {**llama.manifest.engine.details, "precision": precision}
+    asking = replace(llama.manifest, engine=replace(llama.manifest.engine, details=details))
+    with pytest.raises(EngineError, match=f"computes in {precision}, which this CPU does not; it has float32"):
+        open_session(llama.directory, asking)
+
+
 @pytest.mark.parametrize(("code", "said"), [("import os; os.abort()", r"crashed \(SIGABRT\)"), ("raise OSError('no card')", "no card")])
 def test_a_driver_that_crashes_is_reported(code: str, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
     class Core:
@@ -174,16 +184,18 @@ def test_a_driver_that_crashes_is_reported(code: str, said: str, monkeypatch: py
         check_device(Core(), "GPU")  # type: ignore[arg-type]
 
 
-def test_importing_openvino_tells_nobody(llama: Built, tmp_path: Path) -> None:
+@pytest.mark.parametrize("module", ["session", "export", "tokenizer", "settings"])
+def test_importing_openvino_tells_nobody(tmp_path: Path, module: str) -> None:
     """In a home whose owner was never asked OpenVINO's own import does send; here its telemetry is not even loaded."""
     code = (
         "import json, socket, sys, urllib.request\n"
         "def refuse(*a, **k): raise SystemExit('the network was asked for')\n"
         "socket.socket.connect = socket.create_connection = urllib.request.urlopen = refuse\n"
+        f"import edgekit.engines.openvino.{module}\n"
         "from edgekit.engines.openvino.plugins import import_openvino\n"
         "import_openvino()\n"
         "import openvino.tools.ovc.telemetry_utils as used\n"
-        "print(json.dumps([used.tm.__name__, [m for m in sys.modules if m.startswith('openvino_telemetry')]]))\n"
+        "print(json.dumps([used.tm.__name__, [m for m in sys.modules if m.startswith('openvino_telemetry') and sys.modules[m]]]))\n"
     )
     home = {"HOME": str(tmp_path), "LOCALAPPDATA": str(tmp_path), "PYTHONPATH": TOOLKIT}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, **home}, check=True)
