@@ -114,6 +114,23 @@ def test_what_cannot_be_is_refused(session: OpenvinoSession) -> None:
         session.forward([1])
 
 
+@pytest.mark.parametrize("end", ["pass", "session.close()", "del session", "session.forward([1])"])
+def test_a_session_that_is_left_in_any_state_ends_the_process_well(llama: Built, tmp_path: Path, end: str) -> None:
+    """Its first inference goes on in the background, and OpenVINO aborts a process whose threads are inside it."""
+    (tmp_path / "edgekit.json").write_text(llama.manifest.to_json(), encoding="utf-8")
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom edgekit.artifact import Manifest\n"
+        "from edgekit.engines.openvino.session import open_session\n"
+        "manifest = Manifest.from_json(Path(sys.argv[2]).read_text(encoding='utf-8'))\n"
+        f"session = open_session(Path(sys.argv[1]), manifest)\n{end}\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": TOOLKIT}
+    words = [sys.executable, "-c", code, str(llama.directory), str(tmp_path / "edgekit.json")]
+    for _ in range(3):
+        done = subprocess.run(words, capture_output=True, text=True, env=environment)
+        assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_openvino_prints_nothing(llama: Built, capfd: pytest.CaptureFixture[str]) -> None:
     session = llama.open()
     session.forward_last(TOKENS[:9], 5)
@@ -147,6 +164,16 @@ def test_a_device_that_is_not_here_is_not_replaced(llama: Built, device: str) ->
         open_session(llama.directory, elsewhere)
 
 
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_a_precision_the_cpu_does_not_have_is_not_replaced(llama: Built, precision: str) -> None:
+    if {"bfloat16": "BF16", "float16": "FP16"}[precision] in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        pytest.skip(f"this CPU has {precision}")
+    details = {**llama.manifest.engine.details, "precision": precision}
+    asking = replace(llama.manifest, engine=replace(llama.manifest.engine, details=details))
+    with pytest.raises(EngineError, match=f"computes in {precision}, which this CPU does not; it has float32"):
+        open_session(llama.directory, asking)
+
+
 @pytest.mark.parametrize(("code", "said"), [("import os; os.abort()", r"crashed \(SIGABRT\)"), ("raise OSError('no card')", "no card")])
 def test_a_driver_that_crashes_is_reported(code: str, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
     class Core:
@@ -157,16 +184,18 @@ def test_a_driver_that_crashes_is_reported(code: str, said: str, monkeypatch: py
         check_device(Core(), "GPU")  # type: ignore[arg-type]
 
 
-def test_importing_openvino_tells_nobody(llama: Built, tmp_path: Path) -> None:
+@pytest.mark.parametrize("module", ["session", "export", "tokenizer", "settings"])
+def test_importing_openvino_tells_nobody(tmp_path: Path, module: str) -> None:
     """In a home whose owner was never asked OpenVINO's own import does send; here its telemetry is not even loaded."""
     code = (
         "import json, socket, sys, urllib.request\n"
         "def refuse(*a, **k): raise SystemExit('the network was asked for')\n"
         "socket.socket.connect = socket.create_connection = urllib.request.urlopen = refuse\n"
+        f"import edgekit.engines.openvino.{module}\n"
         "from edgekit.engines.openvino.plugins import import_openvino\n"
         "import_openvino()\n"
         "import openvino.tools.ovc.telemetry_utils as used\n"
-        "print(json.dumps([used.tm.__name__, [m for m in sys.modules if m.startswith('openvino_telemetry')]]))\n"
+        "print(json.dumps([used.tm.__name__, [m for m in sys.modules if m.startswith('openvino_telemetry') and sys.modules[m]]]))\n"
     )
     home = {"HOME": str(tmp_path), "LOCALAPPDATA": str(tmp_path), "PYTHONPATH": TOOLKIT}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, **home}, check=True)

@@ -11,6 +11,7 @@ The session adds two inputs when it loads the graph (session.py): after how many
 a LongRoPE sequence will have. openvino_genai cuts the logits itself. Operators: https://docs.openvino.ai/2025/documentation/openvino-ir-format
 """
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -68,6 +69,7 @@ class Shared:
     masks: dict[int | None, Node]
 
 
+@functools.lru_cache(maxsize=1)  # checked, measured and exported one after the other
 def build(decoder: DecoderConfig, scheme: QuantScheme, context: int, options: OpenvinoOptions) -> tuple[Graph, DataFile]:
     """The graph for sequences up to ``context`` tokens, and the plan of the data file its weights lie in."""
     plan = Plan(decoder, scheme, context, options)

@@ -1,4 +1,4 @@
-"""OpenVINO's devices: importing it without its telemetry, and what stands for each device of an artifact here.
+"""OpenVINO itself, and whether the device of an artifact is here.
 
 Device side: imports nothing of the build. Never a fallback: OpenVINO's AUTO would take another device without a word; here the one that
 the artifact is for is there, or the session is refused.
@@ -19,7 +19,6 @@ from edgekit.errors import EngineError, EngineMissing, UsageError
 if TYPE_CHECKING:
     import openvino
 
-TELEMETRY = "openvino_telemetry"
 PROBE = """
 import sys
 sys.path[:] = sys.argv[2:]
@@ -29,25 +28,12 @@ probe(sys.argv[1])
 """The process that first touches a device: what crashes there is not the caller."""
 
 
-def import_openvino(extra: str = "openvino") -> ModuleType:
-    """The package ``openvino``, which on import would tell Google Analytics of it (openvino.tools.ovc, unless the user has opted out).
-
-    It finds no telemetry package and takes its own stub instead. Raises EngineMissing.
-    """
-    if "openvino" not in sys.modules and TELEMETRY not in sys.modules:
-        sys.modules[TELEMETRY] = None  # type: ignore[assignment]
-        try:
-            return _import(extra)
-        finally:
-            del sys.modules[TELEMETRY]
-    return _import(extra)
-
-
-def _import(extra: str) -> ModuleType:
+def import_openvino() -> ModuleType:
+    """The package ``openvino``. Raises EngineMissing."""
     try:
         return importlib.import_module("openvino")
     except ImportError as error:
-        raise EngineMissing(f'this artifact runs on OpenVINO ({error}); install it: pip install "edgekit[{extra}]"') from None
+        raise EngineMissing(f'this artifact runs on OpenVINO ({error}); install it: pip install "edgekit[openvino]"') from None
 
 
 def probe(device: str) -> None:

@@ -29,6 +29,7 @@ CHUNK = 512
 """Tokens of a long input computed at a time: keeps the activations of a long prompt small."""
 HOLES = 64
 """Given-up slots, beside an eighth of the sequence, that may stay in the cache before it is copied without them."""
+CAPABILITIES = {"float32": "FP32", "bfloat16": "BF16", "float16": "FP16"}
 FLOATS = {"float32": "f32", "bfloat16": "bf16", "float16": "f16", "uint8": "u8"}
 
 
@@ -50,20 +51,21 @@ def open_session(directory: Path, manifest: Manifest, *, threads: int | None = N
     device, prompt = str(details["device"]), int(details.get("prompt") or 0)
     if details.get("parts") != "CPU":
         check_device(core, device)
+    config = npu.properties(prompt, context, str(details["parts"])) if device == "NPU" else properties(core, manifest, threads or cores())
     try:
         model = core.read_model(path)
-        if device == "NPU":
-            compiled = core.compile_model(model, device, npu.properties(prompt, context, str(details["parts"])))
-            return npu.NpuSession(compiled.create_infer_request(), path, context, manifest.tokens.vocab_size, prompt)
-        with_inputs(model)
-        request = core.compile_model(model, device, properties(core, manifest, threads or cores())).create_infer_request()
+        if device != "NPU":
+            with_inputs(model)
+        request = core.compile_model(model, device, config).create_infer_request()
     except Exception as error:  # the library raises nothing narrower
         raise EngineError(f"OpenVINO cannot load {path}: {error}") from error
+    if device == "NPU":
+        return npu.NpuSession(request, path, context, manifest.tokens.vocab_size, prompt)
     return OpenvinoSession(request, path, context, manifest.tokens.vocab_size, tells_length=long_rope(model))
 
 
 def properties(core: "openvino.Core", manifest: Manifest, threads: int) -> dict[str, str]:
-    """For ``compile_model`` on a CPU or GPU."""
+    """For ``compile_model`` on a CPU or GPU. Raises EngineError for a precision that the CPU does not have."""
     details = manifest.engine.details
     found = {"KV_CACHE_PRECISION": FLOATS[str(details["kv_cache"])]}
     if details["device"] == "CPU":
@@ -78,11 +80,14 @@ def release(text: str) -> tuple[int, ...]:
 
 
 def settings(core: "openvino.Core", manifest: Manifest, threads: int) -> Settings:
-    """What the artifact asks for, or, where it leaves the choice, the fastest here."""
+    """What the artifact asks for, or, where it leaves the choice, the fastest here. Raises EngineError for what this CPU does not have:
+    OpenVINO would take float32 without a word."""
     details, group = manifest.engine.details, manifest.scheme.linear.group or 0
     asked, dynamic = str(details["precision"]), str(details["dynamic_quantization"])
     able = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     measured = ["f32", *(["bf16"] if "BF16" in able else [])]
+    if asked != "measured" and asked not in (here := [name for name, known in CAPABILITIES.items() if known in able]):
+        raise EngineError(f"this artifact computes in {asked}, which this CPU does not; it has {', '.join(here)}. Build it for intel-cpu")
     precisions = measured if asked == "measured" else [FLOATS[asked]]
     groups = {"off": [0], "on": [group], "measured": [0, group]}[dynamic]
     return choose(core, [Settings(p, g, threads) for p in precisions for g in groups], group)
@@ -205,7 +210,7 @@ class OpenvinoSession:
     def close(self) -> None:
         """See ``Session.close``."""
         if self._warming is not None:
-            self._warming.end()
+            self._warming.cancel()
         self._request = self._warming = None
 
     def _compute(self, request: "openvino.InferRequest", ids: NDArray[np.int64], last: int, final: int) -> NDArray[np.float32]:

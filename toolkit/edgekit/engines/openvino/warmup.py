@@ -8,6 +8,7 @@ import contextlib
 import ctypes
 import sys
 import threading
+import weakref
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,21 +30,34 @@ class WarmUp:
     def __init__(self, request: "openvino.InferRequest", inputs: Mapping[str, NDArray[np.generic]], path: Path) -> None:
         self._request = request
         request.start_async(dict(inputs))
-        self._thread = threading.Thread(target=self._watch, args=(path.with_suffix(".bin"),), daemon=True)
+        self._thread = threading.Thread(target=watch, args=(request, path.with_suffix(".bin")), daemon=True)
         self._thread.start()
+        # A thread that is inside OpenVINO when Python ends aborts the process: so this one is ended before, or when nobody wants it.
+        self._abandon = weakref.finalize(self, abandon, request, self._thread)
 
     def end(self) -> None:
         """Waits for it and leaves the request as new."""
         self._thread.join()
+        self._abandon.detach()
         with contextlib.suppress(RuntimeError):
             self._request.wait()
         self._request.reset_state()
 
-    def _watch(self, file: Path) -> None:
-        with contextlib.suppress(RuntimeError):
-            while not self._request.wait_for(WAKE):
-                let_go(file)
-        let_go(file)
+    def cancel(self) -> None:
+        """Ends it; the request is of no more use."""
+        self._abandon()
+
+
+def watch(request: "openvino.InferRequest", file: Path) -> None:
+    with contextlib.suppress(RuntimeError):
+        while not request.wait_for(WAKE):
+            let_go(file)
+    let_go(file)
+
+
+def abandon(request: "openvino.InferRequest", thread: threading.Thread) -> None:
+    request.cancel()
+    thread.join()
 
 
 def let_go(file: Path) -> None:
