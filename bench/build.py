@@ -201,7 +201,13 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--scratch", type=Path, help="where models, artifacts and environments go (default: a temporary folder)")
-    parser.add_argument("--keep", action="store_true", help="leave checkpoint and artifacts in --scratch")
+    parser.add_argument(
+        "--keep",
+        action="append",
+        default=[],
+        choices=["model", *TOOLS],
+        help="leave the checkpoint, or a tool's artifacts, in --scratch; may be repeated",
+    )
     parser.add_argument("--out", type=Path, default=ROOT / "bench" / "results" / "build.json")
     return parser.parse_args()
 
@@ -235,12 +241,12 @@ def main() -> None:
         for turn in range(asked.runs):
             # Each turn begins elsewhere, so that none always follows the same other one.
             for route in [*chosen[turn % len(chosen) :], *chosen[: turn % len(chosen)]]:
-                measured[route.name].append(one(route, pythons[route.tool], model, scratch, asked.keep))
+                measured[route.name].append(one(route, pythons[route.tool], model, scratch, route.tool in asked.keep))
                 print(route.name, measured[route.name][-1], file=sys.stderr, flush=True)
                 asked.out.parent.mkdir(parents=True, exist_ok=True)
                 asked.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     finally:
-        if not asked.keep:
+        if "model" not in asked.keep:
             shutil.rmtree(model, ignore_errors=True)
         if asked.scratch is None:
             shutil.rmtree(scratch, ignore_errors=True)

@@ -1,7 +1,7 @@
 """Decodes with every engine on the same random model, in turns, each run in a fresh process, as a Markdown table.
 
     python bench/decode.py --runs 3                                      # builds Phi-3.5-mini for `cpu` first; 10 GB of disk
-    python bench/decode.py --artifact DIR --official DIR --gguf FILE ... # with what bench/build.py --keep left, and GGUF files
+    python bench/decode.py --artifact DIR --official DIR --gguf FILE ... # with what bench/build.py --keep TOOL left, and GGUF files
 
 --intel: what edgekit built for intel-cpu, --optimum: what optimum-cli made of the same checkpoint (bench/build.py); both run in OpenVINO.
 --official: the artifact of onnxruntime-genai's builder. --gguf: made by bench/random_gguf.py; needs --llama, which compiles
