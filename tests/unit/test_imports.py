@@ -94,3 +94,14 @@ def test_the_engines_own_process_loads_nothing_of_the_build_side() -> None:
     """Beside what it runs, its memory is the model's."""
     loaded = modules_after("import edgekit.greedy")
     assert not {name for name in loaded if name in BUILD_ONLY or name.split(".")[0] in BUILD_ONLY} - {"edgekit.greedy"}
+
+
+def test_onnx_runtime_is_told_before_it_starts() -> None:
+    """``disable_telemetry_events`` would come after its first report."""
+    pytest.importorskip("onnxruntime")
+    check = (
+        "import os, sys, edgekit.engines.onnx.session\nassert 'onnxruntime' not in sys.modules\n"
+        "assert os.environ['ORT_DISABLE_TELEMETRY'] == {!r}"
+    )
+    modules_after("import os\nos.environ.pop('ORT_DISABLE_TELEMETRY', None)\n" + check.format("1"))
+    modules_after(check.format("0"), environment={"ORT_DISABLE_TELEMETRY": "0"})
