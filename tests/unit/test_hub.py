@@ -23,7 +23,9 @@ SHARD = "model-00002-of-00002.safetensors"
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_checkpoint(tmp_path_factory.mktemp("hub") / "m", "llama", shards=2)
+    directory = make_checkpoint(tmp_path_factory.mktemp("hub") / "m", "llama", shards=2)
+    (directory / "LICENSE").touch()  # empty
+    return directory
 
 
 @pytest.fixture

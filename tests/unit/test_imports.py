@@ -17,6 +17,7 @@ ROOT = Path(__file__).parents[2]
 BUILD_ONLY = {
     "torch", "transformers", "onnx", "onnx_ir", "safetensors", "huggingface_hub", "ml_dtypes", "requests", "httpx",
     "edgekit.build", "edgekit.cache", "edgekit.catalog", "edgekit.checkpoint", "edgekit.companions", "edgekit.conformance",
+    "edgekit.doctor", "edgekit.drivers", "edgekit.fetch",
     "edgekit.greedy", "edgekit.hub", "edgekit.lock", "edgekit.models", "edgekit.output", "edgekit.quant", "edgekit.quantized",
     "edgekit.reference", "edgekit.target",
 }  # fmt: skip
@@ -95,3 +96,14 @@ def test_the_engines_own_process_loads_nothing_of_the_build_side() -> None:
     """Beside what it runs, its memory is the model's."""
     loaded = modules_after("import edgekit.greedy, edgekit.parity")
     assert not {name for name in loaded if name in BUILD_ONLY or name.split(".")[0] in BUILD_ONLY} - {"edgekit.greedy"}
+
+
+def test_onnx_runtime_is_told_before_it_starts() -> None:
+    """``disable_telemetry_events`` would come after its first report."""
+    pytest.importorskip("onnxruntime")
+    check = (
+        "import os, sys, edgekit.engines.onnx.session\nassert 'onnxruntime' not in sys.modules\n"
+        "assert os.environ['ORT_DISABLE_TELEMETRY'] == {!r}"
+    )
+    modules_after("import os\nos.environ.pop('ORT_DISABLE_TELEMETRY', None)\n" + check.format("1"))
+    modules_after(check.format("0"), environment={"ORT_DISABLE_TELEMETRY": "0"})

@@ -80,7 +80,7 @@ def _file(api: Any, model: str, commit: str, name: str) -> _File:
     digest = found.etag or ""
     if not DIGEST.fullmatch(digest) or found.size is None:
         raise DownloadError(
-            f"{name} of {model}: {urlsplit(url).netloc} does not say its digest and size (ETag {digest!r}), so it could not be checked. "
+            f"{name} of {model}: {urlsplit(url).hostname} does not say its digest and size (ETag {digest!r}), so it could not be checked. "
             "Take another HF_ENDPOINT; or download the model otherwise and build from its directory"
         )
     headers = {**api.utils.build_hf_headers(), "Accept-Encoding": "identity"}
@@ -113,7 +113,8 @@ def _one(api: Any, file: _File) -> Iterator[int]:
 
 def _arriving(api: Any, file: _File, unfinished: Path) -> Iterator[int]:
     waits = iter(WAITS)
-    have = unfinished.stat().st_size if unfinished.exists() else 0
+    unfinished.touch()
+    have = unfinished.stat().st_size
     yield min(have, file.size)
     while have != file.size:
         before = have
@@ -130,7 +131,7 @@ def _arriving(api: Any, file: _File, unfinished: Path) -> Iterator[int]:
                 raise
             time.sleep(_asked(error, wait))
             yield 0  # here the thread ends after Ctrl-C
-            have = unfinished.stat().st_size if unfinished.exists() else 0
+            have = unfinished.stat().st_size
 
 
 def _streamed(api: Any, file: _File, unfinished: Path, have: int) -> Iterator[int]:
@@ -140,7 +141,7 @@ def _streamed(api: Any, file: _File, unfinished: Path, have: int) -> Iterator[in
         api.utils.hf_raise_for_status(response)
         if have and (response.status_code != 206 or not response.headers.get("Content-Range", "").startswith(f"bytes {have}-")):
             have = 0  # it knows no ranges
-        with unfinished.open("r+b" if unfinished.exists() else "wb", buffering=0) as out:
+        with unfinished.open("r+b", buffering=0) as out:
             out.truncate(have)
             out.seek(have)
             for chunk in response.iter_bytes():
