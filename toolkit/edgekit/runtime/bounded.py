@@ -32,6 +32,10 @@ SLOW = 20_000
 """Characters for filters whose time grows with the square of them."""
 
 
+class Overrun(SecurityError):
+    """More than a template may spend or make."""
+
+
 class Meter:
     """What a rendering has left."""
 
@@ -39,10 +43,10 @@ class Meter:
         self.left = WORK
 
     def pay(self, units: int) -> bool:
-        """Always true, so that it can stand in a condition. Raises SecurityError when nothing is left."""
+        """Always true, so that it can stand in a condition. Raises Overrun when nothing is left."""
         self.left -= units
         if self.left < 0:
-            raise SecurityError("it takes more work than any prompt needs (an endless loop, or far too large a text)")
+            raise Overrun("it takes more work than any prompt needs (an endless loop, or far too large a text)")
         return True
 
     def nodes(self, value: object, depth: int = 0) -> int:
@@ -51,7 +55,7 @@ class Meter:
         if items is None:
             return 1
         if depth == DEPTH:
-            raise SecurityError(f"more than {DEPTH} lists or mappings are inside each other")
+            raise Overrun(f"more than {DEPTH} lists or mappings are inside each other")
         self.pay(ITEM * (1 + len(items)))
         return 1 + sum(1 if isinstance(item, str) else self.nodes(item, depth + 1) for item in items)
 
@@ -70,7 +74,7 @@ class Meter:
     def length(self, size: int, *, of: str) -> None:
         """Pays for a value of ``size`` characters or items before it is made."""
         if size > LENGTH:
-            raise SecurityError(f"{of} makes a value of {size:,} characters or items, at most {LENGTH:,} are allowed")
+            raise Overrun(f"{of} makes a value of {size:,} characters or items, at most {LENGTH:,} are allowed")
         self.pay(max(0, size))
 
 
@@ -162,7 +166,7 @@ class Bounded(jinja2.sandbox.ImmutableSandboxedEnvironment):
         if wrapped is None:
             return None
         if value.__name__ == "format_map":
-            raise SecurityError("format_map is nothing that a prompt needs")
+            raise Overrun("format_map is nothing that a prompt needs")
 
         def formatted(*args: Any, **kwargs: Any) -> str:
             _formatted(self.meter, "format", value.__self__, [*args, *kwargs.values()])
@@ -237,7 +241,7 @@ def _product(meter: Meter, sign: str, left: Any, right: Any) -> None:
     if isinstance(left, int) and isinstance(right, int):
         bits = left.bit_length() * right if sign == "**" else left.bit_length() + right.bit_length()
         if bits > NUMBER_BITS:
-            raise SecurityError(f"{sign} makes a number of {bits} bits")
+            raise Overrun(f"{sign} makes a number of {bits} bits")
     for thing, times in ((left, right), (right, left)):
         if isinstance(thing, (str, bytes, list, tuple)) and isinstance(times, int):
             meter.length(len(thing) * times, of="a repetition")
@@ -256,7 +260,7 @@ def _formatted(meter: Meter, sign: str, left: Any, right: Any) -> None:
     if isinstance(left, (str, bytes)):
         form = left if isinstance(left, str) else left.decode("latin-1")
         if _WIDE.search(form):
-            raise SecurityError("a format has too large a width, or one that is computed")
+            raise Overrun("a format has too large a width, or one that is computed")
         # Nothing is wider than 9,999, and each value may come several times.
         size = max(1, form.count("%") + form.count("{"))
         meter.length(len(left) + size * (10_000 + meter.text(right)), of="a format")
@@ -266,14 +270,14 @@ def _method(meter: Meter, method: Any, args: tuple[Any, ...], kwargs: Mapping[st
     """Pays for what a method of a text or number makes, before it does. Returns the arguments to call it with."""
     owner, name = getattr(method, "__self__", None), getattr(method, "__name__", "")
     if isinstance(owner, (int, float)) and name not in ("bit_length", "is_integer", "conjugate", "hex"):
-        raise SecurityError(f"{name} of a number is nothing that a prompt needs")
+        raise Overrun(f"{name} of a number is nothing that a prompt needs")
     if not isinstance(owner, (str, bytes)):
         return args
     meter.pay(len(owner))
     numbers = [value for value in (*args, *kwargs.values()) if isinstance(value, int)]
     texts: list[Any] = [value for value in (*args, *kwargs.values()) if isinstance(value, (str, bytes))]
     if name in ("translate", "maketrans"):
-        raise SecurityError(f"{name} is nothing that a prompt needs")
+        raise Overrun(f"{name} is nothing that a prompt needs")
     if name in ("ljust", "rjust", "center", "zfill"):
         meter.length(max([0, *numbers]), of=name)
     elif name == "expandtabs":
@@ -345,7 +349,7 @@ def _filter(meter: Meter, name: str, value: Any, others: list[Any], args: list[A
         if name in _SQUARE:
             meter.pay(size * size // 64)
     elif name in _SQUARE and isinstance(value, str) and len(value) > SLOW:
-        raise SecurityError(f"{name} takes at most {SLOW:,} characters")
+        raise Overrun(f"{name} takes at most {SLOW:,} characters")
     numbers = [abs(other) for other in others if isinstance(other, (int, float))]
     if name in ("center", "truncate", "wordwrap"):
         meter.length(int(min(max([0, *numbers]), LENGTH + 1)), of=name)
@@ -356,9 +360,9 @@ def _filter(meter: Meter, name: str, value: Any, others: list[Any], args: list[A
         widths = [*(int(n) for n in numbers if n < LENGTH), *(len(other) for other in others if isinstance(other, str))]
         meter.length(meter.nodes(value) * DEPTH * max([0, *widths]), of=name)
     elif name in ("batch", "slice", "round", "int", "float") and max([0, *numbers]) > (100 if name == "round" else 100_000):
-        raise SecurityError(f"{name} is given too large a number")
+        raise Overrun(f"{name} is given too large a number")
     elif name in ("int", "float") and isinstance(value, (str, bytes)) and len(value) > 1000:
-        raise SecurityError(f"{name} is given a number of {len(value):,} characters")
+        raise Overrun(f"{name} is given a number of {len(value):,} characters")
     elif name == "replace" and len(args) > 1:
         _replaced(meter, str(value), str(args[0]), str(args[1]))
     elif name == "format":

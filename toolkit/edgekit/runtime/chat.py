@@ -17,7 +17,7 @@ from jinja2.exceptions import SecurityError
 
 from edgekit.artifact import ChatVector
 from edgekit.errors import ArtifactError, TemplateError, UsageError
-from edgekit.runtime.bounded import Bounded, Meter
+from edgekit.runtime.bounded import Bounded, Meter, Overrun
 
 Messages = Sequence[Mapping[str, object]]
 """``[{"role": "user", "content": "..."}, ...]``; other keys (``tool_calls``) reach the template as they are."""
@@ -80,6 +80,10 @@ class ChatTemplate:
             raise
         except Refusal as error:
             raise TemplateError(f"the chat template refuses these messages: {_short(error)}{_line(error)}") from None
+        except Overrun as error:
+            raise TemplateError(
+                f"the chat template is out of bounds: {_short(error)}{_line(error)}; shorten the messages or mend it"
+            ) from None
         except SecurityError as error:
             raise TemplateError(f"the chat template reached for something it may not have: {_short(error)}{_line(error)}") from None
         except Exception as error:  # a template can raise whatever its expressions raise
