@@ -10,7 +10,7 @@ endif
 KERNEL := toolkit/compile_kernel.py toolkit/edgekit/quant/kernel.c
 PROMPT ?= turn on the kitchen light
 
-.PHONY: demo test lint oracle docs clean
+.PHONY: demo test lint oracle fuzz docs clean
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/edge build tiny-phi --target cpu --out build/tiny-phi-cpu --force
@@ -27,6 +27,13 @@ lint: $(VENV)/test.stamp
 # Compares with PyTorch and transformers; nothing else needs them.
 oracle: $(VENV)/oracle.stamp
 	$(BIN)/python -m pytest -m oracle
+
+# Coverage-guided, by atheris, which only this needs; header, config, manifest and template readers one after the other.
+FUZZ_SECONDS ?= 600
+fuzz: $(VENV)/test.stamp
+	$(BIN)/python -m pip install --quiet "atheris>=2.3"
+	for reader in header config manifest template; do \
+		$(BIN)/python tests/fuzz/fuzz.py $$reader -max_total_time=$(FUZZ_SECONDS) -print_final_stats=1 || exit 1; done
 
 docs: $(VENV)/test.stamp
 	$(BIN)/python docs/generate.py

@@ -67,6 +67,7 @@ def test_unknown_keys_are_ignored_anywhere(artifact: Path) -> None:
         ("tokens/stop", [1, "x"], "tokens.stop[1]: wanted an integer, found 'x'"),
         ("tokens/stop", [1, 4096], "tokens.stop[1]: 4096 is outside the vocabulary"),
         ("tokens/add_bos", 1, "tokens.add_bos: wanted true or false, found 1"),
+        ("scheme/bits_per_weight", 10**400, "scheme.bits_per_weight: wanted a number, found 1000000"),  # found by the fuzzer
         ("scheme/linear", None, "scheme.linear: wanted an object, found null"),
         ("scheme/exceptions/x/bits", "4", "scheme.exceptions.x.bits"),
         ("conformance/encode/0/ids", None, "conformance.encode[0].ids"),

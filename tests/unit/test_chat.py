@@ -1,12 +1,17 @@
 """Chat templates: what they may do, what they may not, and that an error names the line."""
 
 import contextlib
+import json
 from collections import UserDict
 from datetime import datetime
+from itertools import product
 from pathlib import Path
 
+import jinja2.ext
+import jinja2.sandbox
 import pytest
 
+from chat_templates import CHATS, TEMPLATES, TOOLS
 from checkpoints import write_json
 from edgekit.artifact import ChatVector, Message
 from edgekit.errors import ArtifactError, TemplateError, UsageError
@@ -104,6 +109,38 @@ def test_nothing_outside_can_be_reached(source: str) -> None:
 def test_what_would_take_all_memory_is_stopped_early(source: str) -> None:
     with pytest.raises(TemplateError):
         render(source)
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_counting_the_work_changes_no_text(name: str) -> None:
+    """The same as in Jinja's own sandbox, for templates of real families and for what ours replaces: ~, comparisons, literals, slices."""
+    odd = (
+        "{{ [1, 'a', {'b': (2, 3)}] }}{{ {'k': messages[0].role} }}{{ messages[1:] | length }}{{ 'x' ~ 1 ~ none ~ [1] }}"
+        "{{ 1 < 2 <= 2 }}{{ 'a' in 'cat' }}{{ 2 not in [1] }}{% for a, b in {'x': 1}.items() if b == 1 %}{{ loop.index }}"
+        "{{ a }}{% endfor %}"
+        "{% macro f(x, y='z') %}<{{ x ~ y }}{{ caller() if caller }}>{% endmacro %}{{ f(1) }}{% call f(2) %}c{% endcall %}"
+        "{{ messages | map(attribute='role') | join(', ') }}{{ 'a,b'.split(',') | reverse | list }}{{ '%05.1f' % 3.14159 }}"
+        "{{ '{:>4}|{a}'.format('x', a=1) }}{{ ','.join(['a', 'b']) }}{{ [3, 1, 2] | sort | first }}{{ 'role' in messages[0] }}"
+        "{% set t %}in {{ name }}{% endset %}{{ t | upper | trim }}{% for i in [[1, [2]], 3] recursive %}"
+        "{{ loop(i) if i is iterable else i }}"
+        "{% endfor %}{{ messages | selectattr('role', 'eq', 'user') | list | length }}{{ 'ab' * 3 + 'c' }}{{ (1, 2)[::-1] }}"
+        "{{ 'x' | center(5) }}{{ 'a\\nb' | indent(2) }}{{ [1, 2, 3] | batch(2) | list }}{{ 1.234 | round(1) }}"
+        "{{ {'a': 1} | tojson(indent=1) }}"
+        "{{ [1, 2] | sum }}{{ 'a b' | title | wordcount }}{{ namespace(a=1).a }}{{ 'user' in messages | map(attribute='role') }}"
+    )
+    plain = jinja2.sandbox.ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols])
+    plain.filters["tojson"] = lambda value, indent=None: json.dumps(value, ensure_ascii=False, indent=indent)
+    plain.globals["raise_exception"] = lambda message: 1 / 0
+    for source in (TEMPLATES[name], odd):
+        for chat, tools, ask in product(CHATS, (None, TOOLS), (True, False)):
+            variables = {"messages": chat, "tools": tools, "add_generation_prompt": ask, "bos_token": "<s>", "eos_token": "</s>"}
+            try:
+                wanted = plain.from_string(source).render(variables, strftime_now=VECTOR_TIME.strftime)
+            except ZeroDivisionError:
+                with pytest.raises(TemplateError, match="refuses"):
+                    render(source, chat, tools=tools, add_generation_prompt=ask)
+            else:
+                assert render(source, chat, tools=tools, add_generation_prompt=ask, now=VECTOR_TIME) == wanted
 
 
 def test_only_plain_data_gets_in() -> None:

@@ -1,6 +1,7 @@
 """Answers in a given form: valid whatever the logits are, the way they are drawn and the limit; checked by other libraries."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -376,7 +377,8 @@ def test_the_library_is_loaded_only_when_it_is_needed(artifact: Path) -> None:
         "import sys, edgekit\nwith edgekit.load(sys.argv[1]) as runtime:\n"
         "    runtime.complete('x', max_tokens=2)\nassert 'llguidance' not in sys.modules"
     )
-    subprocess.run([sys.executable, "-c", code, str(artifact)], check=True)
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2] / "toolkit")}
+    subprocess.run([sys.executable, "-c", code, str(artifact)], env=environment, check=True)
 
 
 def test_tiny_phi_answers_in_the_form(phi: Runtime) -> None:

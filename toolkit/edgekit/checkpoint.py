@@ -299,17 +299,22 @@ def _tensor(name: str, value: object, path: Path, base: int) -> TensorInfo:
         raise ValueError(f"tensor {name!r} must have exactly dtype, shape and data_offsets")
     dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPES:
-        raise ValueError(f"tensor {name!r} has unknown dtype {dtype!r}")
+        raise ValueError(f"tensor {name!r} has unknown dtype {_brief(dtype)}")
     if not _naturals(shape) or len(shape) > 16:
-        raise ValueError(f"tensor {name!r} has bad shape {shape!r}")
+        raise ValueError(f"tensor {name!r} has bad shape {_brief(shape)}")
     if not _naturals(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
-        raise ValueError(f"tensor {name!r} has bad data_offsets {offsets!r}")
+        raise ValueError(f"tensor {name!r} has bad data_offsets {_brief(offsets)}")
     bits = DTYPES[dtype]
     for dim in shape:
         bits *= dim
     if bits % 8 or offsets[1] - offsets[0] != bits // 8:
         raise ValueError(f"tensor {name!r}: {dtype} {shape} needs {bits / 8:g} bytes, data_offsets give {offsets[1] - offsets[0]}")
     return TensorInfo(name, dtype, tuple(shape), path, base + offsets[0], base + offsets[1])
+
+
+def _brief(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def _naturals(value: object) -> bool:
@@ -340,10 +345,10 @@ def declared_license(directory: Path) -> str | None:
     if not path.is_file():
         return None
     with path.open(encoding="utf-8", errors="replace") as file:
-        if file.readline().strip() != "---":
+        if file.readline(100).strip() != "---":
             return None
         found: dict[str, str] = {}
-        for line in file:
+        for line in file.read(1 << 20).splitlines():
             if line.strip() == "---":
                 break
             key, colon, value = line.partition(":")

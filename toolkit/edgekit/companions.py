@@ -6,10 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import tokenizers
-
 from edgekit.artifact import TokenInfo
-from edgekit.checkpoint import Checkpoint, parse_object, read_bounded, reading
+from edgekit.checkpoint import Checkpoint, parse_object, read_bounded
 from edgekit.errors import ArtifactError, CheckpointError, ConfigError, TemplateError
 from edgekit.runtime.chat import VECTOR_TIME, ChatTemplate, special_tokens
 from edgekit.runtime.tokenizer import Tokenizer, open_tokenizer
@@ -70,7 +68,18 @@ def write_companions(companions: Companions, checkpoint: Checkpoint, directory: 
 def companion_files(directory: Path) -> list[Path]:
     """The files of a checkpoint that are copied as they are."""
     legal = [p for p in sorted(directory.iterdir()) if p.name.lower().startswith(LEGAL) and p.is_file()]
-    return [*(directory / name for name in COPIED if (directory / name).is_file()), *legal]
+    files = [*(directory / name for name in COPIED if (directory / name).is_file()), *legal]
+    for path in files:
+        _check_link(path)
+    return files
+
+
+def _check_link(path: Path) -> None:
+    """An unpacked archive may hold a LICENSE that is a link to somebody's keys, which would then be copied and published. The hub's own
+    cache links to the ``blobs`` beside its snapshots."""
+    real, home = path.resolve(), path.parent.resolve()
+    if home not in real.parents and real.parent != home.parent.parent / "blobs":
+        raise CheckpointError(f"{path} is a link to {real}, outside of the checkpoint; put the file itself there")
 
 
 def _tokenizer(directory: Path, vocab_size: int) -> Tokenizer:
@@ -80,13 +89,9 @@ def _tokenizer(directory: Path, vocab_size: int) -> Tokenizer:
             f"{directory} has no tokenizer.json; make one with transformers: AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)"
         )
     try:
-        tokenizers.Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises nothing narrower
-        raise CheckpointError(f"{path} cannot be read as a tokenizer: {str(error)[:200]}; download it again") from None
-    try:
         tokenizer = open_tokenizer(directory)
     except ArtifactError as error:
-        raise CheckpointError(str(error)) from None
+        raise CheckpointError(str(error).replace("copy the artifact again or rebuild it", "download it again")) from None
     token, last = max(tokenizer.backend.get_vocab(with_added_tokens=True).items(), key=lambda item: item[1])
     if last >= vocab_size:
         raise ConfigError(f"{path} gives {token!r} the id {last}, but config.json has vocab_size {vocab_size}; one is another model's")
@@ -106,11 +111,11 @@ def _template(directory: Path, config: Mapping[str, object]) -> str | None:
     """The chat template: of its own file (transformers >= 4.43), else of tokenizer_config.json, where it may be a list of named ones."""
     path = directory / TEMPLATE
     if path.is_file():
+        _check_link(path)
         try:
-            with reading(path):
-                return path.read_text(encoding="utf-8")
-        except UnicodeDecodeError as error:
-            raise TemplateError(f"{path}: not UTF-8: {error}") from None
+            return read_bounded(path).decode("utf-8").replace("\r\n", "\n")
+        except ValueError as error:
+            raise TemplateError(f"{path}: not UTF-8 or too large: {error}") from None
     found = config.get("chat_template")
     if isinstance(found, list):
         named = {item.get("name"): item.get("template") for item in found if isinstance(item, dict)}

@@ -61,7 +61,8 @@ def _fits(hint: Any, data: object) -> bool:
     if origin is Literal:
         return data in typing.get_args(hint)
     if hint is float:
-        return isinstance(data, (int, float)) and not isinstance(data, bool)
+        # an integer that no float can hold is none
+        return isinstance(data, float) or (isinstance(data, int) and not isinstance(data, bool) and data.bit_length() < 1024)
     if hint is int:
         return isinstance(data, int) and not isinstance(data, bool)
     return isinstance(data, hint)

@@ -1,6 +1,7 @@
 """Chat templates: Jinja2 in its immutable sandbox, with what Hugging Face transformers gives templates and nothing more."""
 
 import json
+import re
 import traceback
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -11,20 +12,22 @@ import jinja2
 import jinja2.ext
 import jinja2.nodes
 import jinja2.parser
-import jinja2.sandbox
 import jinja2.utils
 from jinja2.exceptions import SecurityError
 
 from edgekit.artifact import ChatVector
 from edgekit.errors import ArtifactError, TemplateError, UsageError
+from edgekit.runtime.bounded import Bounded, Meter, Overrun
 
 Messages = Sequence[Mapping[str, object]]
 """``[{"role": "user", "content": "..."}, ...]``; other keys (``tool_calls``) reach the template as they are."""
 
 OUTPUT_LIMIT = 10_000_000
 """Characters a template may write."""
-NUMBER_BITS = 4096
-"""Of the largest integer that a product or power in a template may make."""
+JSON_LIMIT = 64 << 20
+"""Characters of tokenizer_config.json."""
+SOURCE_LIMIT = 1 << 17
+"""Characters of a template; the longest known have some 30,000."""
 VECTOR_TIME = datetime(2024, 7, 26)
 """What a template that asks for the date is told in the manifest's conformance vectors (docs/artifact.md)."""
 
@@ -37,12 +40,15 @@ class ChatTemplate:
 
     def __init__(self, source: str, special: Mapping[str, str]) -> None:
         self._special = dict(special)
+        if len(source) > SOURCE_LIMIT:
+            raise TemplateError(f"the chat template has {len(source):,} characters; at most {SOURCE_LIMIT:,} are read")
+        self._environment = _environment()
         try:
-            self._template = _environment().from_string(source)
+            self._template = self._environment.from_string(source)
         except jinja2.TemplateSyntaxError as error:
             raise TemplateError(f"the chat template is broken in line {error.lineno}: {error.message}") from None
         except Exception as error:  # compiling unfolds constants, so anything a template computes may already go wrong here
-            raise TemplateError(f"the chat template cannot be compiled: {type(error).__name__}: {error}") from None
+            raise TemplateError(f"the chat template cannot be compiled: {type(error).__name__}: {_short(error)}") from None
 
     def render(
         self,
@@ -65,18 +71,23 @@ class ChatTemplate:
             "tools": _plain(tools, "tools"),
             "documents": None,
             "add_generation_prompt": add_generation_prompt,
-            "strftime_now": lambda form: (now or datetime.now()).strftime(form),
+            "strftime_now": lambda form: (now or datetime.now()).strftime(_brief(form)),
         }
+        self._environment.meter = Meter()
         try:
             return _collect(self._template, variables)
         except TemplateError:
             raise
         except Refusal as error:
-            raise TemplateError(f"the chat template refuses these messages: {error}{_line(error)}") from None
+            raise TemplateError(f"the chat template refuses these messages: {_short(error)}{_line(error)}") from None
+        except Overrun as error:
+            raise TemplateError(
+                f"the chat template is out of bounds: {_short(error)}{_line(error)}; shorten the messages or mend it"
+            ) from None
         except SecurityError as error:
-            raise TemplateError(f"the chat template reached for something it may not have: {error}{_line(error)}") from None
+            raise TemplateError(f"the chat template reached for something it may not have: {_short(error)}{_line(error)}") from None
         except Exception as error:  # a template can raise whatever its expressions raise
-            raise TemplateError(f"the chat template failed: {type(error).__name__}: {error}{_line(error)}") from None
+            raise TemplateError(f"the chat template failed: {type(error).__name__}: {_short(error)}{_line(error)}") from None
 
 
 class Refusal(jinja2.TemplateError):
@@ -86,7 +97,8 @@ class Refusal(jinja2.TemplateError):
 def open_template(directory: Path, name: str) -> ChatTemplate:
     """The template ``name`` of an artifact with the special tokens of its tokenizer_config.json. Raises TemplateError, ArtifactError."""
     try:
-        source = (directory / name).read_text(encoding="utf-8")
+        with (directory / name).open(encoding="utf-8") as file:
+            source = file.read(SOURCE_LIMIT + 1)
     except (OSError, UnicodeDecodeError) as error:
         raise ArtifactError(f"{directory / name} cannot be read: {error}; copy the whole artifact again or rebuild it") from None
     return ChatTemplate(source, special_tokens(directory))
@@ -100,7 +112,8 @@ def special_tokens(directory: Path) -> dict[str, str]:
         if not path.is_file():
             continue
         try:
-            data = json.loads(path.read_text(encoding="utf-8"))
+            with path.open(encoding="utf-8") as file:
+                data = json.loads(file.read(JSON_LIMIT))
         except (OSError, ValueError, RecursionError) as error:
             raise ArtifactError(f"{path} is no valid JSON: {error}; copy the artifact again or rebuild it") from None
         for key, value in data.items() if isinstance(data, dict) else ():
@@ -121,22 +134,6 @@ def check_template(template: ChatTemplate, vectors: Sequence[ChatVector]) -> Non
             )
 
 
-class _Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
-    """Products and powers are checked before they are computed: ``"a" * 10 ** 10`` would take all memory in one step."""
-
-    intercepted_binops = frozenset({"*", "**"})
-
-    def call_binop(self, context: jinja2.runtime.Context, operator: str, left: Any, right: Any) -> Any:
-        if isinstance(left, int) and isinstance(right, int):
-            bits = left.bit_length() * right if operator == "**" else left.bit_length() + right.bit_length()
-            if bits > NUMBER_BITS:
-                raise SecurityError(f"{operator} makes a number of {bits} bits")
-        for thing, times in ((left, right), (right, left)):
-            if isinstance(thing, (str, bytes, list, tuple)) and isinstance(times, int) and len(thing) * times > OUTPUT_LIMIT:
-                raise SecurityError(f"a repetition of {times} times is too long")
-        return super().call_binop(context, operator, left, right)
-
-
 class _Generation(jinja2.ext.Extension):
     """``{% generation %}...{% endgeneration %}`` marks the assistant's words for training; here it means its content."""
 
@@ -149,6 +146,10 @@ class _Generation(jinja2.ext.Extension):
 
 class _Namespace(jinja2.utils.Namespace):
     """As transformers has it: no underscore names, which reach into CPython."""
+
+    def __repr__(self) -> str:
+        """Never its content: namespaces can hold each other, many times over."""
+        return "<namespace>"
 
     def __setitem__(self, name: str, value: Any) -> None:
         if name.startswith("_"):
@@ -163,14 +164,21 @@ def _namespace(*args: Any, **values: Any) -> _Namespace:
     return made
 
 
-def _environment() -> jinja2.Environment:
-    environment = _Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols])
-    environment.filters["tojson"] = _tojson
+def _environment() -> Bounded:
+    environment = Bounded(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols])
+    environment.add_filter("tojson", _tojson)
     environment.globals["raise_exception"] = _refuse
     environment.globals["namespace"] = _namespace
     # Both are random: a prompt has to be the same each time.
     del environment.globals["lipsum"], environment.filters["random"]
     return environment
+
+
+def _brief(form: object) -> str:
+    """A format of a date; some libraries of C take widths in it."""
+    if not isinstance(form, str) or len(form) > 200 or re.search(r"\d{3}", form):
+        raise SecurityError("strftime_now takes a short format without widths")
+    return form
 
 
 def _refuse(message: object) -> str:
@@ -206,6 +214,11 @@ def _plain(value: object, where: str) -> object:
     if isinstance(value, str):
         return str.__str__(value)
     raise UsageError(f"{where}: a message holds text, numbers, lists and mappings, not {type(value).__name__}")
+
+
+def _short(error: Exception) -> str:
+    text = str(error)
+    return text if len(text) <= 2000 else f"{text[:2000]}..."
 
 
 def _line(error: Exception) -> str:

@@ -22,6 +22,9 @@ from edgekit.runtime.tokenizer import Tokenizer
 
 LIMIT = 1 << 20
 """Characters of a schema, expression or grammar."""
+REFERENCES, RULES = 128, 250
+"""Of a schema, of a grammar. llguidance follows them recursively, and a long chain of them overruns the stack and ends the process: of
+8 MB between 1,000 and 3,000, of 1 MB, as a thread may have, between 128 and 256 references and between 256 and 512 rules."""
 ESCAPES = '"\\bfnrt'
 """After a backslash in JSON. With \\u a key could be spelled so that llguidance does not know it for one that the schema has a rule for."""
 FIRST_EFFORT, EFFORT = 4000, 400
@@ -242,6 +245,7 @@ def _from_schema(schema: object) -> str:
         raise UsageError(f"a JSON schema is an object or true; found {type(parsed).__name__}")
     if isinstance(parsed, Mapping) and "x-guidance" in parsed:
         raise UsageError("the JSON schema has the key 'x-guidance', which changes what the others mean; take it out")
+    _check_references("JSON schema", text)
     if _counts_keys(parsed):
         raise UsageError("this JSON schema cannot be enforced: minProperties above 1; name the keys in required")
     if parsed is False:
@@ -249,6 +253,12 @@ def _from_schema(schema: object) -> str:
     given = _bounded("JSON schema", text) if isinstance(parsed, Mapping) else "{}"
     made: str = _llguidance().LLMatcher.grammar_from_json_schema(given, overrides={"json_allowed_escapes": ESCAPES})
     return made
+
+
+def _check_references(kind: Kind, text: str) -> None:
+    count = text.count('"$ref"') + text.count('"$dynamicRef"')
+    if count > REFERENCES:
+        raise UsageError(f"the {kind} has {count:,} references; at most {REFERENCES} are followed")
 
 
 def _counts_keys(schema: object) -> bool:
@@ -259,6 +269,7 @@ def _counts_keys(schema: object) -> bool:
 
 
 _LITERAL = re.compile(r'"(?:\\.|[^"\\\n])*"|//[^\n]*|/(?:\\.|[^/\\\n])+/')
+_RULE = re.compile(r"[\w\]]\s*:")
 _ATTRIBUTES = re.compile(r"(?m)^\s*[?!]*[\w-]+\s*\[[^\]\n]*\]\s*:")
 
 
@@ -267,6 +278,11 @@ def _from_lark(text: str) -> str:
     if "x-guidance" in text:
         raise UsageError("the grammar holds a JSON schema with the key 'x-guidance', which changes what the others mean; take it out")
     rest = _LITERAL.sub('""', text)
+    if "%json" in rest and "\\u" in text:
+        raise UsageError("the grammar holds a JSON schema and an escape \\u; write the character itself")
+    _check_references("grammar", text)
+    if len(found_rules := _RULE.findall(rest)) > RULES:
+        raise UsageError(f"the grammar has {len(found_rules):,} rules; at most {RULES} are followed")
     if found := _ATTRIBUTES.search(rest):
         raise UsageError(f"the grammar gives a rule attributes ({found[0].strip()}), which edgekit does not take; leave out what is in [ ]")
     if "<[" in rest or re.search(r"<[\w|]", rest):

@@ -1,7 +1,8 @@
 """Text to token ids and back, by the ``tokenizers`` library from an artifact's tokenizer.json."""
 
+import contextlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,10 @@ from edgekit.artifact import EncodeVector
 from edgekit.errors import ArtifactError
 
 FILE = "tokenizer.json"
+LIMIT = 128 << 20
+"""Bytes; the largest known tokenizer.json has 34 MB."""
+GROWTH, PARTS = 64, 10_000
+"""Times that normalizing or decoding may lengthen a text, and parts of a normalizer, decoder or the like."""
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 _WINDOW = 8
 """Tokens decoded again in front of a new one. A cut UTF-8 character is at most 3 tokens long."""
@@ -34,12 +39,14 @@ class Tokenizer:
 
     def encode(self, text: str, *, add_bos: bool = False) -> list[int]:
         """The ids of ``text``. Special tokens written in it are recognized. ``add_bos`` puts ``bos``, where there is one, in front."""
-        ids: list[int] = self.backend.encode(text, add_special_tokens=False).ids
+        with _panics():
+            ids: list[int] = self.backend.encode(text, add_special_tokens=False).ids
         return [self.bos, *ids] if add_bos and self.bos is not None else ids
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ``ids`` without special tokens. Bytes that are no UTF-8 become U+FFFD."""
-        text: str = self.backend.decode(list(ids), skip_special_tokens=True)
+        with _panics():
+            text: str = self.backend.decode(list(ids), skip_special_tokens=True)
         return text
 
     def stream(self, context: Sequence[int] = ()) -> "TextStream":
@@ -48,12 +55,21 @@ class Tokenizer:
 
 
 def open_tokenizer(directory: Path, *, bos: int | None = None) -> Tokenizer:
-    """Opens ``tokenizer.json``. Raises ArtifactError when it is missing, does not parse, or has a decoder that cannot be streamed."""
+    """Opens ``tokenizer.json``. Raises ArtifactError when it is missing, does not parse, has a decoder that cannot be streamed, or would
+    make far more of a text than it is."""
     path = directory / FILE
     try:
+        if path.stat().st_size > LIMIT:
+            raise ArtifactError(f"{path}: larger than {LIMIT >> 20} MB, that is no tokenizer")
         text = path.read_text(encoding="utf-8")
-        decoder = json.loads(text).get("decoder")
-        backend = tokenizers.Tokenizer.from_str(text)
+        data = json.loads(text)
+        decoder = data.get("decoder")
+        for part in ("normalizer", "pre_tokenizer", "post_processor", "decoder"):
+            _check_growth(data.get(part), f"{path}: {part}")
+        with _panics():
+            backend = tokenizers.Tokenizer.from_str(text)
+    except ArtifactError:
+        raise
     except FileNotFoundError:
         raise ArtifactError(f"{path} is missing; copy the whole artifact again or rebuild it") from None
     except Exception as error:  # the library raises nothing narrower
@@ -65,6 +81,38 @@ def open_tokenizer(directory: Path, *, bos: int | None = None) -> Tokenizer:
     silent = frozenset(i for i, token in backend.get_added_tokens_decoder().items() if token.special)
     found = (backend.token_to_id(f"<0x{byte:02X}>") for byte in range(256) if "ByteFallback" in kinds)
     return Tokenizer(backend, bos, silent, frozenset(i for i in found if i is not None))
+
+
+@contextlib.contextmanager
+def _panics() -> Iterator[None]:
+    """What the library, written in Rust, raises where it contradicts itself is no Exception and would end the program."""
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise ArtifactError(
+            f"tokenizer.json makes the tokenizers library fail: {_short(error)}; build it from an intact checkpoint"
+        ) from None
+
+
+def _check_growth(part: object, where: str) -> None:
+    """Forty replacements of ``a`` by ``aa``, one after the other, make a terabyte of one letter."""
+    growth, count = 1.0, 0
+    waiting = [part]
+    while waiting:
+        here = waiting.pop()
+        count += 1
+        if isinstance(here, Mapping):
+            waiting.extend(here.values())
+            content, pattern = here.get("content"), here.get("pattern")
+            if here.get("type") == "Replace" and isinstance(content, str):
+                old = pattern.get("String") if isinstance(pattern, Mapping) else None
+                growth *= max(1.0, len(content) / max(1, len(old) if isinstance(old, str) else 1), 1.0 + len(content) if old == "" else 1.0)
+        elif isinstance(here, list):
+            waiting.extend(here)
+        if count > PARTS or growth > GROWTH:
+            raise ArtifactError(f"{where} has too many parts, or makes far more of a text than it is; take the model's own tokenizer.json")
 
 
 def check_tokenizer(tokenizer: Tokenizer, vectors: Iterable[EncodeVector]) -> None:
@@ -160,6 +208,6 @@ def _decoders(decoder: object, path: Path) -> Iterable[str]:
         yield from _decoders(part, path)
 
 
-def _short(error: Exception) -> str:
+def _short(error: BaseException) -> str:
     text = str(error)
     return text if len(text) <= 200 else text[:200] + "..."
