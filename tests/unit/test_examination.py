@@ -54,18 +54,7 @@ def test_limits(edge: Edge, folder: Path) -> None:
     assert (ended.code, json.loads(ended.out)["problems"][0]["kind"]) == (12, "FidelityError")
 
 
-@pytest.mark.parametrize(
-    "more",
-    [
-        ["--full"],
-        ["--text", "x"],
-        ["--html", "x"],
-        ["--max-kl", "1"],
-        ["--min-top1", "1"],
-        ["--against", "m", "--no-run"],
-        ["--prompt", "x"],
-    ],
-)
+@pytest.mark.parametrize("more", ["--full", "--text x", "--html x", "--max-kl 1", "--min-top1 1", "--against m --no-run", "--prompt x"])
 def test_wishes_that_do_not_fit(edge: Edge, folder: Path, more: str) -> None:
     assert edge("verify", str(folder / "a"), *more.split()).code == 2
 

@@ -280,7 +280,8 @@ def test_building_needs_no_mlx(tmp_path: Path) -> None:
     for name, before in (("with", ""), ("without", HIDE)):
         (tmp_path / name).mkdir()
         code = (
-            f"import sys; {before}import edgekit, edgekit.conformance as c; c.CHILD = {before!r} + c.CHILD; "
+            f"import sys; {before}import edgekit, edgekit.child as c; real_command = c.command; "
+            f"c.command = lambda m: (w := real_command(m), w.__setitem__(2, {before!r} + w[2]))[0]; "
             f"m = edgekit.build('tiny-phi', target='apple-m', output={str(tmp_path / name / 'out')!r}, cached=False); "
             "print(m.conformance.greedy.reason); print(sorted({'mlx.core', 'mlx_lm', 'torch'} & set(sys.modules)))"
         )
