@@ -101,7 +101,11 @@ def build_table() -> str:
         return "Not measured yet: `python bench/build.py`."
     rows = []
     for route, runs in result["runs"].items():
-        middle = {key: statistics.median(run[key] for run in runs) for key in ("wall", "user", "system", "peak", "anonymous", "bytes")}
+        good = [run for run in runs if not run["status"]]
+        if not good:
+            rows.append([route, runs[-1]["ended"], "", "", f"{runs[-1]['peak'] / 1e9:.2f}", "", ""])
+            continue
+        middle = {key: statistics.median(run[key] for run in good) for key in ("wall", "user", "system", "peak", "anonymous", "bytes")}
         seconds = [f"{middle[key]:.1f}" for key in ("wall", "user", "system")]
         gigabytes = [f"{middle[key] / 1e9:.2f}" for key in ("peak", "anonymous", "bytes")]
         rows.append([route, *seconds, *gigabytes])
