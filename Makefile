@@ -52,7 +52,7 @@ $(VENV)/demo.stamp: $(VENV)/created.stamp pyproject.toml $(KERNEL)
 	$(BIN)/python -c "open('$@', 'w').close()"
 
 $(VENV)/test.stamp: $(VENV)/created.stamp pyproject.toml $(KERNEL)
-	$(BIN)/python -m pip install --quiet --editable ".[build,onnx,test]"
+	$(BIN)/python -m pip install --quiet --editable ".[build,onnx,openvino,test]"
 	$(BIN)/python -c "open('$@', 'w').close()"
 
 $(VENV)/oracle.stamp: $(VENV)/test.stamp tests/oracle/requirements.txt

@@ -3,6 +3,7 @@
     python bench/build.py --runs 3                                     # Phi-3.5-mini; 30 GB of disk; the ONNX builder takes 24 GB of memory
     python bench/build.py --only edgekit --only mlx --layers 2         # a quick look
     python bench/build.py --model mistral-7b --only edgekit
+    python bench/build.py --target intel-cpu --only edgekit --only optimum
     python bench/build.py --target cpu --target apple-m --only edgekit --only mlx
 
 Each tool has a virtual environment of its own below --scratch, made at the first run and kept there (take CPU wheels of PyTorch: pip's
@@ -36,10 +37,11 @@ FROM_CACHE, EMPTY_CACHE = "from the cache", "in one command"
 
 @dataclass(frozen=True)
 class Tool:
-    """packages: what is installed in its environment. shown: packages whose version is reported."""
+    """packages: what is installed in its environment. shown: packages whose version is reported. without: removed again."""
 
     packages: tuple[str, ...]
     shown: tuple[str, ...]
+    without: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -51,14 +53,20 @@ class Route:
     command: Callable[[str, Path, Path, Path], list[str]]
 
 
+INTEL = "edgekit with OpenVINO"
 TOOLS = {
     "edgekit": Tool(("--editable", f"{ROOT}[build,onnx]"), ("numpy", "onnxruntime")),
+    INTEL: Tool(("--editable", f"{ROOT}[build,onnx,openvino]"), ("numpy", "onnxruntime", "openvino")),
     "mlx": Tool(("mlx[cpu]", "mlx-lm"), ("mlx", "mlx-lm", "transformers")),
     "genai": Tool(
         ("onnxruntime-genai==0.18.0", "onnxruntime", "onnx-ir", "onnx", "torch==2.13.0", "transformers"),
         ("onnxruntime-genai", "torch", "transformers"),
     ),
-    "optimum": Tool(("optimum-intel[openvino]", "nncf", "torch==2.13.0"), ("optimum-intel", "openvino", "nncf", "torch", "transformers")),
+    "optimum": Tool(
+        ("optimum-intel[openvino]", "nncf", "torch==2.13.0"),
+        ("optimum-intel", "openvino", "nncf", "torch", "transformers"),
+        without=("torchvision",),  # beside a torch for CPUs, the registry's breaks optimum-cli at import; text models need none
+    ),
 }
 DEFAULT = ("edgekit", "mlx", "genai")
 
@@ -66,15 +74,16 @@ DEFAULT = ("edgekit", "mlx", "genai")
 def routes(tools: Sequence[str], targets: Sequence[str]) -> list[Route]:
     found = []
     for target in targets if "edgekit" in tools else ():
-        found.append(Route(f"edgekit {target}", "edgekit", edgekit([target], "-m", "edgekit.cli")))
-        found.append(Route(f"edgekit {target}, --no-verify", "edgekit", edgekit([target], "-m", "edgekit.cli", more=["--no-verify"])))
+        tool = tool_for([target])
+        found.append(Route(f"edgekit {target}", tool, edgekit([target], "-m", "edgekit.cli")))
+        found.append(Route(f"edgekit {target}, --no-verify", tool, edgekit([target], "-m", "edgekit.cli", more=["--no-verify"])))
         plain = edgekit([target], "-c", PLAIN, more=["--no-verify"])
-        found.append(Route(f"edgekit {target}, min/max, --no-verify", "edgekit", plain))
+        found.append(Route(f"edgekit {target}, min/max, --no-verify", tool, plain))
         kept = edgekit([target], "-m", "edgekit.cli", more=["--no-verify"], cached=True)
-        found.append(Route(f"edgekit {target} {FROM_CACHE}, --no-verify", "edgekit", kept))
+        found.append(Route(f"edgekit {target} {FROM_CACHE}, --no-verify", tool, kept))
     if "edgekit" in tools and len(targets) > 1:
         every = edgekit(targets, "-m", "edgekit.cli", more=["--no-verify"], cached=True)
-        found.append(Route(f"edgekit {', '.join(targets)} {EMPTY_CACHE}, --no-verify", "edgekit", every))
+        found.append(Route(f"edgekit {', '.join(targets)} {EMPTY_CACHE}, --no-verify", tool_for(targets), every))
     known = [
         Route("mlx_lm.convert, g128", "mlx", lambda p, m, o, _: mlx(p, m, o, 128)),
         Route("mlx_lm.convert, g32", "mlx", lambda p, m, o, _: mlx(p, m, o, 32)),
@@ -82,6 +91,10 @@ def routes(tools: Sequence[str], targets: Sequence[str]) -> list[Route]:
         Route("optimum-cli export openvino, g128", "optimum", optimum),
     ]
     return found + [route for route in known if route.tool in tools]
+
+
+def tool_for(targets: Sequence[str]) -> str:
+    return INTEL if any(target.startswith("intel") for target in targets) else "edgekit"
 
 
 def edgekit(
@@ -181,11 +194,20 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--layers", type=int, help="fewer than the model has, for a quick look")
     parser.add_argument("--target", action="append", help="edgekit's (default: cpu); may be repeated")
     parser.add_argument(
-        "--only", action="append", choices=list(TOOLS), help=f"tools to run; may be repeated (default: {', '.join(DEFAULT)})"
+        "--only",
+        action="append",
+        choices=[name for name in TOOLS if name != INTEL],
+        help=f"tools to run; may be repeated (default: {', '.join(DEFAULT)})",
     )
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--scratch", type=Path, help="where models, artifacts and environments go (default: a temporary folder)")
-    parser.add_argument("--keep", action="store_true", help="leave checkpoint and artifacts in --scratch")
+    parser.add_argument(
+        "--keep",
+        action="append",
+        default=[],
+        choices=["model", *TOOLS],
+        help="leave the checkpoint, or a tool's artifacts, in --scratch; may be repeated",
+    )
     parser.add_argument("--out", type=Path, default=ROOT / "bench" / "results" / "build.json")
     return parser.parse_args()
 
@@ -196,18 +218,21 @@ def main() -> None:
     scratch = asked.scratch or Path(tempfile.mkdtemp(prefix="edgekit-bench-"))
     scratch.mkdir(parents=True, exist_ok=True)
     model = scratch / "-".join([asked.model, *([str(asked.layers)] if asked.layers else [])])
-    pythons = {name: measure.environment(scratch / "environments" / name, TOOLS[name].packages) for name in tools}
+    chosen = routes(tools, asked.target or ["cpu"])
+    used = list(dict.fromkeys(route.tool for route in chosen))
+    places = {name: scratch / "environments" / name.replace(" ", "-") for name in used}
+    pythons = {name: measure.environment(places[name], TOOLS[name].packages, TOOLS[name].without) for name in used}
     if not (model / "model.safetensors.index.json").exists():
         layers = ["--layers", str(asked.layers)] if asked.layers else []
-        maker = [str(pythons["edgekit"]) if "edgekit" in pythons else sys.executable, str(ROOT / "bench" / "synthetic.py")]
+        own = next((python for name, python in pythons.items() if name.startswith("edgekit")), Path(sys.executable))
+        maker = [str(own), str(ROOT / "bench" / "synthetic.py")]
         subprocess.run([*maker, asked.model, str(model), *layers], check=True)
-    chosen = routes(tools, asked.target or ["cpu"])
     measured: dict[str, list[dict[str, object]]] = {route.name: [] for route in chosen}
-    sizes = {route.name: measure.disk_bytes(scratch / "environments" / route.tool) for route in chosen}
+    sizes = {route.name: measure.disk_bytes(places[route.tool]) for route in chosen}
     result: dict[str, object] = {
         "command": "python bench/build.py " + " ".join(sys.argv[1:]),
         "machine": measure.machine(),
-        "versions": {name: measure.versions(pythons[name], TOOLS[name].shown) for name in tools},
+        "versions": {name: measure.versions(pythons[name], TOOLS[name].shown) for name in used},
         "checkpoint_bytes": measure.disk_bytes(model),
         "environment_bytes": sizes,
         "runs": measured,
@@ -216,12 +241,12 @@ def main() -> None:
         for turn in range(asked.runs):
             # Each turn begins elsewhere, so that none always follows the same other one.
             for route in [*chosen[turn % len(chosen) :], *chosen[: turn % len(chosen)]]:
-                measured[route.name].append(one(route, pythons[route.tool], model, scratch, asked.keep))
+                measured[route.name].append(one(route, pythons[route.tool], model, scratch, route.tool in asked.keep))
                 print(route.name, measured[route.name][-1], file=sys.stderr, flush=True)
                 asked.out.parent.mkdir(parents=True, exist_ok=True)
                 asked.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     finally:
-        if not asked.keep:
+        if "model" not in asked.keep:
             shutil.rmtree(model, ignore_errors=True)
         if asked.scratch is None:
             shutil.rmtree(scratch, ignore_errors=True)

@@ -1,10 +1,12 @@
 """Decodes with every engine on the same random model, in turns, each run in a fresh process, as a Markdown table.
 
     python bench/decode.py --runs 3                                      # builds Phi-3.5-mini for `cpu` first; 10 GB of disk
-    python bench/decode.py --artifact DIR --official DIR --gguf FILE ... # with what bench/build.py --keep left, and GGUF files
+    python bench/decode.py --artifact DIR --official DIR --gguf FILE ... # with what bench/build.py --keep TOOL left, and GGUF files
 
+--intel: what edgekit built for intel-cpu, --optimum: what optimum-cli made of the same checkpoint (bench/build.py); both run in OpenVINO.
 --official: the artifact of onnxruntime-genai's builder. --gguf: made by bench/random_gguf.py; needs --llama, which compiles
-llama-cpp-python. The first turn finds the model's files on disk ("cold"), the others in the page cache. Linux and macOS.
+llama-cpp-python, or --llama-python, a Python that has it. The first turn finds the model's files on disk ("cold"), the others in the page
+cache. Results are saved after every run; a route that fails is reported and the others go on. Linux and macOS.
 """
 
 import argparse
@@ -18,14 +20,15 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import measure
 
 ROOT = Path(__file__).resolve().parent.parent
 ONE = str(ROOT / "bench" / "decode_one.py")
-EDGEKIT = ("--editable", f"{ROOT}[build,onnx]", "onnxruntime-genai==0.18.0")
-LLAMA = ("llama-cpp-python", "gguf")
-SHOWN = ("numpy", "onnxruntime", "onnxruntime-genai", "llama-cpp-python")
+EDGEKIT = ("--editable", f"{ROOT}[build,onnx,openvino]", "onnxruntime-genai==0.18.0", "openvino-genai", "onnx", "gguf")
+LLAMA = ("llama-cpp-python",)
+SHOWN = ("numpy", "onnxruntime", "onnxruntime-genai", "openvino", "openvino-genai", "llama-cpp-python")
 Run = dict[str, object]
 
 
@@ -39,7 +42,7 @@ class Route:
     threads: int | None
 
 
-def routes(artifact: Path, official: Path | None, gguf: list[Path], cores: int) -> list[Route]:
+def routes(artifact: Path, official: Path | None, intel: Path | None, optimum: Path | None, gguf: list[Path], cores: int) -> list[Route]:
     found = [
         Route("edgekit", "loop", artifact, None),
         Route("edgekit's session alone", "bare", artifact, None),
@@ -49,15 +52,25 @@ def routes(artifact: Path, official: Path | None, gguf: list[Path], cores: int) 
     if official is not None:
         found.append(Route(f"genai, its builder's, {cores} threads", "genai", official, cores))
         found.append(Route("genai, its builder's, as it comes", "genai", official, None))
+    if intel is not None:
+        found.append(Route("edgekit, OpenVINO", "loop", intel, None))
+        found.append(Route("edgekit's session alone, OpenVINO", "bare", intel, None))
+        found.append(Route("openvino_genai opening edgekit's, as it comes", "openvino_genai", intel, None))
+    if optimum is not None:
+        found.append(Route("openvino_genai, optimum's, as it comes", "openvino_genai", optimum, None))
     return found + [Route(f"llama.cpp {path.stem}", "llama.cpp", path, cores) for path in gguf]
 
 
+class Failed(Exception):
+    """A process of decode_one.py ended with an error, told in its own words."""
+
+
 def child(python: Path, *words: str) -> object:
-    """What a run of decode_one.py printed last. Raises SystemExit with its own words when it fails."""
+    """What a run of decode_one.py printed last. Raises Failed."""
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     done = subprocess.run([python, ONE, *words], capture_output=True, text=True, env=environment)
     if done.returncode:
-        raise SystemExit(f"decode_one.py {' '.join(words)}: exit code {done.returncode}\n{done.stderr[-2000:]}")
+        raise Failed(f"decode_one.py {' '.join(words)}: exit code {done.returncode}\n{done.stderr[-2000:]}")
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
@@ -115,23 +128,24 @@ def row(route: Route, runs: list[Run], weights: int, bandwidth: float) -> list[s
     ]
 
 
-def show(result: Run, chosen: list[Route], measured: dict[str, list[Run]], weights: dict[str, int], bandwidths: list[float]) -> str:
+def summary(result: Run, chosen: list[Route]) -> dict[str, list[str] | list[list[str]]]:
+    """The table of what was measured so far, as it goes into docs/performance.md."""
     head = ["engine and artifact", "load s: warm / cold", "first TTFT s", "prefill 64: first / second", "prefill 1,024", "decode at 64"]
     head += ["decode at 1,024", "of DRAM bandwidth", "size GB", "peak RSS GB at 64 / 1,024", "load average"]
+    measured = cast(dict[str, list[Run]], result["runs"])
+    weights = cast(dict[str, int], result["weight_bytes"])
+    bandwidths, outputs = cast(list[float], result["bandwidth"]), cast(list[float], result["edge_run_first_output"])
     rate = statistics.median(bandwidths)
     rows = [row(route, measured[route.name], weights[str(route.path)], rate) for route in chosen if measured[route.name]]
-    outputs = result["edge_run_first_output"]
-    assert isinstance(outputs, list)
-    genai = measured[next(route.name for route in chosen if route.kind == "genai")]
-    lines = [
-        measure.table(head, rows),
-        "",
-        f"Tokens a second, greedy, one sequence. DRAM bandwidth {rate / 1e9:.1f} GB/s (numpy, all cores; {len(bandwidths)} times).",
-        f"`edge run` to its first byte: {statistics.median(outputs):.2f} s; genai's load and first token on the same files: "
-        f"{middle(genai[-1:], 'load') + middle(genai[-1:], 'first', 'prefill'):.2f} s.",
-        f"`{result['command']}`; {json.dumps(result['machine'])}; {json.dumps(result['versions'])}",
-    ]
-    return "\n".join(lines)
+    notes = [f"Tokens a second, greedy, one sequence. DRAM bandwidth {rate / 1e9:.1f} GB/s (numpy, all cores; {len(bandwidths)} times)."]
+    genai = next((runs for route in chosen if route.kind == "genai" and (runs := measured[route.name])), None)
+    if genai and outputs:
+        own = middle(genai[-1:], "load") + middle(genai[-1:], "first", "prefill")
+        notes.append(
+            f"`edge run` to its first byte: {statistics.median(outputs):.2f} s; genai's load and first token, same files: {own:.2f} s."
+        )
+    notes.append(f"`{result['command']}`; {json.dumps(result['machine'])}; {json.dumps(result['versions'])}")
+    return {"head": head, "rows": rows, "notes": notes}
 
 
 def arguments() -> argparse.Namespace:
@@ -140,14 +154,17 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--layers", type=int, help="fewer than the model has, for a quick look")
     parser.add_argument("--artifact", type=Path, help="what edgekit built for `cpu` (default: build it)")
     parser.add_argument("--official", type=Path, help="the onnxruntime-genai builder's artifact of the same checkpoint")
+    parser.add_argument("--intel", type=Path, help="what edgekit built for `intel-cpu`")
+    parser.add_argument("--optimum", type=Path, help="optimum-cli's OpenVINO artifact of the same checkpoint")
     parser.add_argument("--gguf", type=Path, action="append", default=[], help="for llama.cpp; may be repeated")
     parser.add_argument("--llama", action="store_true", help="make the environment for --gguf (compiles)")
+    parser.add_argument("--llama-python", type=Path, help="a Python that has llama-cpp-python already, instead of --llama")
     parser.add_argument("--runs", type=int, default=3, help="turns; the first is cold")
     parser.add_argument("--scratch", type=Path, help="where environments, and the model if it is built, go (default: a temporary folder)")
     parser.add_argument("--out", type=Path, default=ROOT / "bench" / "results" / "decode.json")
     asked = parser.parse_args()
-    if asked.gguf and not asked.llama:
-        parser.error("--gguf needs --llama")
+    if asked.gguf and not asked.llama and asked.llama_python is None:
+        parser.error("--gguf needs --llama or --llama-python")
     return asked
 
 
@@ -162,41 +179,53 @@ def build(python: Path, asked: argparse.Namespace, scratch: Path) -> Path:
     return artifact
 
 
+def take_turns(chosen: list[Route], pythons: dict[str, Path], vocabulary: int, prompt: str, asked: argparse.Namespace, result: Run) -> None:
+    """Fills ``result`` in and saves it after every run."""
+    python, artifact = pythons[chosen[0].name], chosen[0].path
+    for turn in range(asked.runs):
+        cast(list[float], result["bandwidth"]).append(float(str(child(python, "bandwidth"))))
+        for route in [*chosen[turn % len(chosen) :], *chosen[: turn % len(chosen)]]:
+            try:
+                found = one(route, pythons[route.name], vocabulary, cold=turn == 0)
+            except Failed as error:
+                print(f"{route.name}: {error}", file=sys.stderr, flush=True)
+                continue
+            cast(dict[str, list[Run]], result["runs"])[route.name].append(found)
+            print(route.name, json.dumps(found), file=sys.stderr, flush=True)
+            save(result, chosen, asked.out)
+        cast(list[float], result["edge_run_first_output"]).append(first_output(python, artifact, prompt))
+        save(result, chosen, asked.out)
+
+
+def save(result: Run, chosen: list[Route], out: Path) -> None:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps({"table": summary(result, chosen), **result}, indent=1) + "\n", encoding="utf-8")
+
+
 def main() -> None:
     asked = arguments()
     scratch = asked.scratch or Path(tempfile.mkdtemp(prefix="edgekit-bench-"))
     environments = scratch / "environments"
     environments.mkdir(parents=True, exist_ok=True)
     python = measure.environment(environments / "decode", EDGEKIT)
-    llama = measure.environment(environments / "llama", LLAMA) if asked.llama else python
+    llama = asked.llama_python or (measure.environment(environments / "llama", LLAMA) if asked.llama else python)
     artifact = asked.artifact or build(python, asked, scratch)
-    chosen = routes(artifact, asked.official, asked.gguf, os.cpu_count() or 1)
-    pythons = {route.name: llama if route.kind == "llama.cpp" else python for route in chosen}
-    weights = {str(route.path): int(str(child(pythons[route.name], "weight-bytes", str(route.path)))) for route in chosen}
+    chosen = routes(artifact, asked.official, asked.intel, asked.optimum, asked.gguf, os.cpu_count() or 1)
     vocabulary = json.loads((artifact / "config.json").read_text(encoding="utf-8"))["vocab_size"]
-    prompt = str(child(python, "prompt", str(artifact)))
-    measured: dict[str, list[Run]] = {route.name: [] for route in chosen}
-    bandwidths: list[float] = []
-    outputs: list[float] = []
     result: Run = {
         "command": "python bench/decode.py " + " ".join(sys.argv[1:]),
         "machine": measure.machine(),
-        "versions": measure.versions(python, SHOWN) | (measure.versions(llama, SHOWN[3:]) if asked.llama else {}),
-        "weight_bytes": weights,
-        "bandwidth": bandwidths,
-        "edge_run_first_output": outputs,
-        "runs": measured,
+        "versions": measure.versions(python, SHOWN) | (measure.versions(llama, SHOWN[-1:]) if asked.gguf else {}),
+        "weight_bytes": {str(route.path): int(str(child(python, "weight-bytes", str(route.path)))) for route in chosen},
+        "bandwidth": [],
+        "edge_run_first_output": [],
+        "runs": {route.name: [] for route in chosen},
     }
     try:
-        for turn in range(asked.runs):
-            bandwidths.append(float(str(child(python, "bandwidth"))))
-            for route in [*chosen[turn % len(chosen) :], *chosen[: turn % len(chosen)]]:
-                measured[route.name].append(one(route, pythons[route.name], vocabulary, cold=turn == 0))
-                print(route.name, json.dumps(measured[route.name][-1]), file=sys.stderr, flush=True)
-            outputs.append(first_output(python, artifact, prompt))
-            asked.out.parent.mkdir(parents=True, exist_ok=True)
-            asked.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-        print(show(result, chosen, measured, weights, bandwidths))
+        pythons = {route.name: llama if route.kind == "llama.cpp" else python for route in chosen}
+        take_turns(chosen, pythons, vocabulary, str(child(python, "prompt", str(artifact))), asked, result)
+        table = summary(result, chosen)
+        print(measure.table(cast(list[str], table["head"]), cast(list[list[str]], table["rows"])), *table["notes"], sep="\n\n")
     finally:
         if asked.artifact is None:
             shutil.rmtree(artifact, ignore_errors=True)

@@ -12,8 +12,10 @@ import os
 import statistics
 import threading
 import time
+import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Protocol
 
 import numpy as np
@@ -96,6 +98,42 @@ class Genai:
         self.generator.generate_next_token()
 
 
+class OpenvinoGenai:
+    """openvino_genai's own loop, which hands out tokens as they come and cannot be stepped: a step waits for the next."""
+
+    def __init__(self, path: Path, threads: int | None) -> None:
+        import openvino
+        import openvino_genai
+
+        self.openvino, self.genai = openvino, openvino_genai
+        self.pipeline = openvino_genai.LLMPipeline(str(path), "CPU", **({"INFERENCE_NUM_THREADS": threads} if threads else {}))
+        self.running: threading.Thread | None = None
+
+    def start(self, prompt: list[int]) -> None:
+        if self.running is not None:
+            self.running.join()
+        self.tokens: SimpleQueue[int] = SimpleQueue()
+        ids = np.array([prompt], np.int64)
+        inputs = self.genai.TokenizedInputs(self.openvino.Tensor(ids), self.openvino.Tensor(np.ones_like(ids)))
+        config = self.genai.GenerationConfig(max_new_tokens=STEPS + 1, do_sample=False, ignore_eos=True)
+        tokens, going_on = self.tokens, self.genai.StreamingStatus.RUNNING
+
+        class Streamer(self.genai.StreamerBase):  # type: ignore[misc, name-defined]
+            def write(self, token: object) -> object:
+                tokens.put(0)
+                return going_on
+
+            def end(self) -> None:
+                pass
+
+        self.running = threading.Thread(target=self.pipeline.generate, args=(inputs, config, Streamer()))
+        self.running.start()
+        self.step()
+
+    def step(self) -> None:
+        self.tokens.get(timeout=600)
+
+
 class LlamaCpp:
     def __init__(self, path: Path, threads: int | None) -> None:
         import llama_cpp
@@ -117,7 +155,13 @@ class LlamaCpp:
         self.token = int(np.argmax(np.ctypeslib.as_array(logits, (self.llama.n_vocab(),))))
 
 
-ENGINES: dict[str, Callable[[Path, int | None], Engine]] = {"loop": Loop, "bare": Bare, "genai": Genai, "llama.cpp": LlamaCpp}
+ENGINES: dict[str, Callable[[Path, int | None], Engine]] = {
+    "loop": Loop,
+    "bare": Bare,
+    "genai": Genai,
+    "openvino_genai": OpenvinoGenai,
+    "llama.cpp": LlamaCpp,
+}
 
 
 def onnx_weight_bytes(directory: Path) -> int:
@@ -134,6 +178,21 @@ def stored(tensor: object) -> int:
     return int(length) if length is not None else tensor.ByteSize()  # type: ignore[attr-defined]
 
 
+def openvino_weight_bytes(directory: Path) -> int:
+    """Bytes of all constants of more than one dimension but the embedding's."""
+    total = 0
+    for layer in ElementTree.parse(directory / "openvino_model.xml").iter("layer"):
+        data = layer.find("data")
+        if (
+            layer.attrib["type"] == "Const"
+            and data is not None
+            and "," in data.attrib["shape"]
+            and "embed_tokens" not in layer.attrib["name"]
+        ):
+            total += int(data.attrib["size"])
+    return total
+
+
 def gguf_weight_bytes(path: Path) -> int:
     import gguf
 
@@ -142,7 +201,9 @@ def gguf_weight_bytes(path: Path) -> int:
 
 def weight_bytes(path: Path) -> int:
     """Bytes of weights that one token has to read: all matrices but the embedding."""
-    return gguf_weight_bytes(path) if path.suffix == ".gguf" else onnx_weight_bytes(path)
+    if path.suffix == ".gguf":
+        return gguf_weight_bytes(path)
+    return openvino_weight_bytes(path) if (path / "openvino_model.xml").is_file() else onnx_weight_bytes(path)
 
 
 def measured(kind: str, path: Path, threads: int | None, vocabulary: int) -> dict[str, object]:

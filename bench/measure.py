@@ -92,8 +92,8 @@ def status_bytes(key: str, path: Path = Path("/proc/self/status")) -> int:
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(key + ":")), 0)
 
 
-def environment(directory: Path, requirements: Sequence[str]) -> Path:
-    """The Python of a virtual environment that holds ``requirements``; made unless it is there already."""
+def environment(directory: Path, requirements: Sequence[str], without: Sequence[str] = ()) -> Path:
+    """The Python of a virtual environment that holds ``requirements``, ``without`` taken out again; made unless it is there already."""
     python = directory / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     stamp = directory / STAMP
     wanted = json.dumps(list(requirements))
@@ -103,6 +103,8 @@ def environment(directory: Path, requirements: Sequence[str]) -> Path:
     print(f"making an environment with {', '.join(requirements)}", file=sys.stderr, flush=True)
     venv.create(directory, with_pip=True)
     subprocess.run([python, "-m", "pip", "install", "--quiet", *requirements], check=True, stdout=sys.stderr)
+    if without:
+        subprocess.run([python, "-m", "pip", "uninstall", "--quiet", "--yes", *without], check=True, stdout=sys.stderr)
     stamp.write_text(wanted, encoding="utf-8")
     return python
 

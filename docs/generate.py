@@ -27,7 +27,7 @@ from edgekit.quant.scheme import SCHEMES  # noqa: E402
 from edgekit.target import targets  # noqa: E402
 from tiny_phi import exam  # noqa: E402
 
-PAGES = ("README.md", "docs/artifact.md", "docs/cli.md", "docs/performance.md", "toolkit/edgekit/tiny_phi/README.md")
+PAGES = ("README.md", "docs/artifact.md", "docs/cli.md", "docs/performance.md", "docs/security.md", "toolkit/edgekit/tiny_phi/README.md")
 BLOCK = re.compile(r"(<!-- generated: ([a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -52,11 +52,13 @@ def scheme_table() -> str:
             f"{s.linear.bits_per_weight:.3f}",
             # ONNX Runtime's kernels take scales of 32 bits
             f"{s.linear.bits_per_weight + 16 / s.linear.group:.3f}",
+            # MLX has a float16 bias where others have a zero point
+            f"{s.linear.bits + 32 / s.linear.group:.3f}",
             f"{s.lm_head.bits} bits, {s.lm_head.bits_per_weight:.3f}",
         ]
         for s in SCHEMES.values()
     ]
-    return table(["scheme", "group", "bits a weight", "in an ONNX artifact", "embedding and lm_head"], rows)
+    return table(["scheme", "group", "bits a weight", "in an ONNX artifact", "in an MLX artifact", "embedding and lm_head"], rows)
 
 
 def exit_codes() -> str:
@@ -107,6 +109,22 @@ def build_table() -> str:
     versions = ", ".join(f"{name} {value}" for tool in result["versions"].values() for name, value in sorted(tool.items()))
     machine = f"{result['machine']['processor']}, {result['machine']['cores']} cores, {result['machine']['memory_gb']:.0f} GB"
     return "\n\n".join([table(head, rows), f"`{result['command']}`; {machine}; {versions}."])
+
+
+def decode_table() -> str:
+    result = load("bench/results/decode.json")
+    if result is None:
+        return "Not measured yet: `python bench/decode.py`."
+    return "\n\n".join([table(result["table"]["head"], result["table"]["rows"]), *result["table"]["notes"]])
+
+
+def session_table() -> str:
+    result = load("bench/results/session.json")
+    if result is None:
+        return "Not measured yet: `python bench/session.py DIR`."
+    machine = f"{result['machine']['processor']}, {result['machine']['cores']} cores, load average {result['load_average']}"
+    versions = ", ".join(f"{name} {value}" for name, value in sorted(result["versions"].items()))
+    return "\n\n".join([table(result["head"], result["rows"]), f"Medians, in turns. `{result['command']}`; {machine}; {versions}."])
 
 
 def origin(result: dict[str, Any]) -> str:
@@ -213,7 +231,29 @@ def default(option: Any) -> str:
     return "" if option.default is None or option.default is False or option.default == () else str(option.default)
 
 
+def kill_report() -> str:
+    result = load("bench/results/kill.json")
+    if result is None:
+        return "Not measured yet: `python bench/kill.py --out bench/results/kill.json`."
+    rows: dict[str, dict[str, int]] = {}
+    for key, count in result["by_engine_and_stage"].items():
+        engine, _, stage = key.partition(": ")
+        rows.setdefault(stage, {})[engine] = count
+    engines = sorted({engine for counts in rows.values() for engine in counts})
+    order = ["begun", "digest of the model", "quantize", "export", "digest of the artifact"]
+    stages = sorted(rows, key=lambda stage: (order.index(stage) if stage in order else len(order), stage))
+    cells = [[stage, *(str(rows[stage].get(engine, 0)) for engine in engines)] for stage in stages]
+    versions = ", ".join(f"{name} {number}" for name, number in result["versions"].items())
+    return (
+        f"{result['kills']} kills (SIGKILL) at random moments of builds; each left no directory that opens and is not whole, and was\n"
+        f"resumed to the bytes of an undisturbed build, with {result['blocks_kept']:,} of {result['blocks']:,} blocks taken from what the\n"
+        f"killed ones had kept. Kills by the last stage that had begun:\n\n{table(['killed in or after', *engines], cells)}\n\n"
+        f"`{result['command']}`; {versions}."
+    )
+
+
 GENERATED = {
+    "kill": kill_report,
     "api": api,
     "targets": target_table,
     "models": model_table,
@@ -223,6 +263,8 @@ GENERATED = {
     "tiny-phi-card": tiny_phi_card,
     "divergence": divergence_table,
     "build": build_table,
+    "decode": decode_table,
+    "session": session_table,
     "startup": startup_table,
     "lookup": lookup_table,
 }

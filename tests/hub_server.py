@@ -1,6 +1,8 @@
-"""A tiny Hugging Face hub on localhost, for tests of downloading: model info, file tree, HEAD and GET with ranges.
+"""A tiny Hugging Face hub on localhost, for tests of downloading: model info, file tree, HEAD and GET with ranges; and a bad one.
 
     with serve({"org/name": Repo(directory, commit)}) as hub: ...   # hub.url for HF_ENDPOINT; hub.log lists "GET /path [range]"
+    Repo(directory, faults={"model.safetensors": [Fault(status=503), Fault(cut=1000)], "api": [Fault(status=429)]})
+    Repo(directory, storage=other.url)                              # safetensors lie on another host, as on the real hub
 
 ``python hub_server.py`` is not a command: tests start it in-process and run the client in a subprocess, where HF_ENDPOINT takes effect.
 """
@@ -18,26 +20,54 @@ from urllib.parse import unquote, urlsplit
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
+@dataclass(frozen=True)
+class Fault:
+    """What goes wrong with one answer. status: this instead (with Retry-After ``after``). cut: the connection ends after that many bytes,
+    or with ``hold`` stays open without another. flip: the byte at this place is another. less, more: so many bytes too few or too many,
+    and a Content-Length that agrees with them. no_range: the whole is sent whatever part was asked for.
+    """
+
+    status: int | None = None
+    after: str = "0"
+    cut: int | None = None
+    hold: bool = False
+    flip: int | None = None
+    less: int = 0
+    more: int = 0
+    no_range: bool = False
+
+
 @dataclass
 class Repo:
-    """A model served from ``directory`` as ``commit``. ``cut`` breaks off the first GET of a file after that many bytes."""
+    """A model served from ``directory`` as ``commit``.
+
+    faults: of the GETs of a file one after the other, or of the answers to API calls ("api"). storage: the address of another server that
+    holds the safetensors; with ``late`` only a GET is sent there. etag: instead of every digest.
+    """
 
     directory: Path
     commit: str = COMMIT
     gated: bool = False
     branches: tuple[str, ...] = ("main",)
-    cut: dict[str, int] = field(default_factory=dict)
+    faults: dict[str, list[Fault]] = field(default_factory=dict)
+    storage: str | None = None
+    late: bool = False
+    etag: str | None = None
 
 
 @dataclass
 class Hub:
+    """log: method, path and range of each request. tokens: the Authorization of each."""
+
     url: str
     log: list[str]
+    tokens: list[str | None]
 
 
 @contextmanager
 def serve(repos: Mapping[str, Repo]) -> Iterator[Hub]:
     log: list[str] = []
+    tokens: list[str | None] = []
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -54,13 +84,14 @@ def serve(repos: Mapping[str, Repo]) -> Iterator[Hub]:
         def answer(self, body: bool) -> None:
             path = unquote(urlsplit(self.path).path)
             log.append(f"{self.command} {path} {self.headers.get('Range', '')}".strip())
+            tokens.append(self.headers.get("Authorization"))
             api = path.startswith("/api/models/")
             parts = path.removeprefix("/api/models/").strip("/").split("/")
             repo = repos.get("/".join(parts[:2]))
             if repo is None:
                 return self.error(401, "RepoNotFound", "Invalid username or password.")
             if api:
-                return self.info(repo, parts)
+                return self.refuse(fault) if (fault := next_fault(repo, "api")) else self.info(repo, parts)
             if parts[2] != "resolve" or not self.known(repo, parts[3]):
                 return self.error(404, "RevisionNotFound", "no such revision")
             if repo.gated:
@@ -88,18 +119,32 @@ def serve(repos: Mapping[str, Repo]) -> Iterator[Hub]:
             path = repo.directory / name
             if not path.is_file():
                 return self.error(404, "EntryNotFound", "no such file", {"X-Repo-Commit": repo.commit})
-            data, start, status = path.read_bytes(), 0, 200
-            wanted = self.headers.get("Range")
-            if wanted:
-                start, status = int(wanted.removeprefix("bytes=").split("-")[0]), 206
-            headers = {"ETag": f'"{git_oid(path)}"', "X-Repo-Commit": repo.commit, "Accept-Ranges": "bytes"}
-            if status == 206:
-                headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
-            sent = data[start:]
+            data = path.read_bytes()
+            large = name.endswith(".safetensors")
+            etag = repo.etag or (hashlib.sha256(data).hexdigest() if large else git_oid(path))
+            headers = {"X-Repo-Commit": repo.commit, "Accept-Ranges": "bytes"}
+            if large and repo.storage is not None and (body or not repo.late):
+                headers |= {"X-Linked-Etag": f'"{etag}"', "X-Linked-Size": str(len(data))}
+                headers |= {"ETag": '"not this one"', "Location": f"{repo.storage}{self.path}?X-Amz-Signature=topsecret"}
+                return self.send(302, b"", headers, body=False)
+            headers["ETag"] = f'"{etag}"'
             if not body:
-                return self.send(status, sent, headers, body=False)
-            cut = repo.cut.pop(name, None)
-            self.send(status, sent, headers, body=True, cut=cut)
+                return self.send(200, data, headers, body=False)
+            fault = next_fault(repo, name) or Fault()
+            if fault.status is not None:
+                return self.refuse(fault)
+            wanted = None if fault.no_range else self.headers.get("Range")
+            start = int(wanted.removeprefix("bytes=").split("-")[0]) if wanted else 0
+            if wanted:
+                headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
+            if fault.flip is not None:
+                data = data[: fault.flip] + bytes([data[fault.flip] ^ 1]) + data[fault.flip + 1 :]
+            data = data[: len(data) - fault.less] + bytes(fault.more)
+            self.send(206 if wanted else 200, data[start:], headers, body=True, cut=fault.cut, hold=fault.hold)
+
+        def refuse(self, fault: Fault) -> None:
+            assert fault.status is not None
+            self.error(fault.status, "", "busy", {"Retry-After": fault.after} if fault.after else None)
 
         def json(self, status: int, value: object) -> None:
             self.send(status, json.dumps(value).encode(), {"Content-Type": "application/json"}, body=self.command == "GET")
@@ -108,7 +153,9 @@ def serve(repos: Mapping[str, Repo]) -> Iterator[Hub]:
             text = json.dumps({"error": message}).encode()
             self.send(status, text, {"X-Error-Code": code, "X-Error-Message": message, **(headers or {})}, body=self.command == "GET")
 
-        def send(self, status: int, data: bytes, headers: Mapping[str, str], body: bool, cut: int | None = None) -> None:
+        def send(
+            self, status: int, data: bytes, headers: Mapping[str, str], body: bool, cut: int | None = None, hold: bool = False
+        ) -> None:
             self.send_response(status)
             for key, value in headers.items():
                 self.send_header(key, value)
@@ -116,6 +163,8 @@ def serve(repos: Mapping[str, Repo]) -> Iterator[Hub]:
             self.end_headers()
             if body:
                 self.wfile.write(data if cut is None else data[:cut])
+            if hold:
+                self.connection.recv(1)  # until the other side is gone
             if cut is not None:
                 self.close_connection = True
 
@@ -124,11 +173,15 @@ def serve(repos: Mapping[str, Repo]) -> Iterator[Hub]:
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:
-        yield Hub(f"http://127.0.0.1:{server.server_address[1]}", log)
+        yield Hub(f"http://127.0.0.1:{server.server_address[1]}", log, tokens)
     finally:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+def next_fault(repo: Repo, name: str) -> Fault | None:
+    return repo.faults[name].pop(0) if repo.faults.get(name) else None
 
 
 def git_oid(path: Path) -> str:

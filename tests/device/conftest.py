@@ -24,14 +24,20 @@ HALF = 0.06
 """Float16 on a device, of logits that reach 7: measured at most 0.03 with WebGPU on Mesa's lavapipe."""
 
 
-@pytest.fixture(scope="session", params=[(p, v) for p in ("cuda", "dml", "webgpu") for v in VARIANTS], ids="-".join)
+DEVICES = {
+    **{p: ("onnx", f'provider = "{p}"\nprecision = "float16"\naccuracy_level = 0') for p in ("cuda", "dml", "webgpu")},
+    "intel-gpu": ("openvino", 'device = "GPU"\nprecision = "float16"'),
+}
+"""Name -> engine and its options."""
+
+
+@pytest.fixture(scope="session", params=[(d, v) for d in DEVICES for v in VARIANTS], ids="-".join)
 def subject(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Subject:
-    provider, variant = request.param
-    folder = tmp_path_factory.mktemp(f"{provider}-{variant}")
+    device, variant = request.param
+    folder = tmp_path_factory.mktemp(f"{device}-{variant}")
+    engine, options = DEVICES[device]
     try:
-        directory = build_tiny(
-            folder, "onnx", variant, grid=32, options=f'provider = "{provider}"\nprecision = "float16"\naccuracy_level = 0'
-        )
+        directory = build_tiny(folder, engine, variant, grid=32, options=options)
         edgekit.load(directory).close()
     except (EngineMissing, TargetError) as error:
         pytest.skip(str(error))
@@ -40,7 +46,7 @@ def subject(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     def expected(tokens: Sequence[int]) -> Logits:
         return reference_logits(model.decoder, model.tensor, tokens, last=1)[0]
 
-    return Subject(provider, variant, directory, load_artifact(directory).manifest, HALF, expected)
+    return Subject(device, variant, directory, load_artifact(directory).manifest, HALF, expected)
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
-"""The artifact directory: manifest parsing, integrity, and writing it whole or not at all."""
+"""The artifact directory: manifest parsing and integrity."""
 
-import errno
 import json
 from pathlib import Path
 from typing import Any
@@ -9,51 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgekit.artifact import (
-    MANIFEST,
-    ChatVector,
-    Conformance,
-    ContextInfo,
-    EncodeVector,
-    EngineInfo,
-    FileInfo,
-    Greedy,
-    GreedyVector,
-    Manifest,
-    Message,
-    ModelInfo,
-    SchemeInfo,
-    TensorFormat,
-    TokenInfo,
-    check_digests,
-    list_files,
-    load_artifact,
-    writing,
-)
-from edgekit.errors import ArtifactError, OutputError
-from edgekit.progress import silent
-
-
-def manifest(**files: FileInfo) -> Manifest:
-    four, eight = TensorFormat(4, 128), TensorFormat(8, 128)
-    return Manifest(
-        format="edgekit",
-        version=1,
-        producer="edgekit 0.1.0",
-        model=ModelInfo("m", "local", None, "MIT", "phi3", 10, {"config.json": "00"}),
-        target="cpu",
-        engine=EngineInfo("onnx", {"onnxruntime": "1.23"}, {"kv_dtype": "float32", "mmap": True, "n": 3, "none": None}),
-        scheme=SchemeInfo("int4-g128", 4.25, four, eight, eight, {"layers.0.down_proj": eight, "x": TensorFormat(16, None)}),
-        context=ContextInfo(2048, 256, None),
-        tokens=TokenInfo(1024, 1, (1020, 1014), False),
-        chat_template=None,
-        conformance=Conformance(
-            (EncodeVector("héllo", (1, 2)),),
-            (ChatVector((Message("user", "hi"),), "<|user|>hi"),),
-            Greedy("onnx", (GreedyVector((1, 2), (3,)),)),
-        ),
-        files=files,
-    )
+from edgekit.artifact import MANIFEST, FileInfo, Manifest, check_digests, load_artifact
+from edgekit.errors import ArtifactError
+from manifests import manifest, write
 
 
 @pytest.fixture
@@ -61,15 +18,6 @@ def artifact(tmp_path: Path) -> Path:
     directory = tmp_path / "a"
     write(directory, {"weights.bin": b"12345", "sub/graph.onnx": b"g"})
     return directory
-
-
-def write(directory: Path, contents: dict[str, bytes], *, force: bool = False) -> None:
-    with writing(directory, force=force) as staging:
-        for name, content in contents.items():
-            (staging / name).parent.mkdir(exist_ok=True)
-            (staging / name).write_bytes(content)
-        built = manifest(**list_files(staging, silent))
-        (staging / MANIFEST).write_text(built.to_json(), encoding="utf-8")
 
 
 def change(directory: Path, path: str, value: Any) -> None:
@@ -217,78 +165,3 @@ def test_not_an_artifact(tmp_path: Path) -> None:
         load_artifact(tmp_path)
     with pytest.raises(ArtifactError, match="does not exist"):
         load_artifact(tmp_path / "nowhere")
-
-
-@pytest.mark.parametrize("error", [RuntimeError("no"), KeyboardInterrupt(), SystemExit(1)])
-def test_nothing_is_left_when_the_block_fails(tmp_path: Path, error: BaseException) -> None:
-    with pytest.raises(type(error)), writing(tmp_path / "a") as staging:
-        (staging / "x").write_bytes(b"x")
-        raise error
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize(
-    ("number", "message"),
-    [(errno.ENOSPC, "the disk is full"), (errno.EROFS, "read-only"), (errno.EACCES, "permission denied"), (errno.EIO, "cannot write")],
-)
-def test_a_disk_that_refuses_is_an_output_error(tmp_path: Path, number: int, message: str) -> None:
-    with pytest.raises(OutputError, match=message), writing(tmp_path / "a"):
-        raise OSError(number, "refused")
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_block_without_manifest_is_a_programming_error(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError, match="without a manifest"), writing(tmp_path / "a"):
-        pass
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_existing_output_is_kept_without_force(artifact: Path) -> None:
-    before = (artifact / MANIFEST).read_bytes()
-    with pytest.raises(OutputError, match="--force"):
-        write(artifact, {"new": b"n"})
-    assert (artifact / MANIFEST).read_bytes() == before
-
-
-def test_force_replaces_an_artifact_only_by_a_complete_one(artifact: Path) -> None:
-    before = (artifact / MANIFEST).read_bytes()
-    with pytest.raises(ValueError, match="broken"), writing(artifact, force=True):
-        raise ValueError("broken")
-    assert (artifact / MANIFEST).read_bytes() == before
-    write(artifact, {"new": b"n"}, force=True)
-    assert list(load_artifact(artifact).manifest.files) == ["new"]
-    assert [p.name for p in artifact.parent.iterdir()] == [artifact.name]
-
-
-def test_force_never_replaces_what_is_no_artifact(tmp_path: Path) -> None:
-    (tmp_path / "home").mkdir()
-    (tmp_path / "home" / "thesis.txt").write_text("years", encoding="utf-8")
-    (tmp_path / "file").write_text("x", encoding="utf-8")
-    for name in ("home", "file"):
-        with pytest.raises(OutputError, match="choose another"):
-            write(tmp_path / name, {"new": b"n"}, force=True)
-    assert (tmp_path / "home" / "thesis.txt").exists()
-
-
-def test_an_empty_directory_may_be_filled_and_parents_are_made(tmp_path: Path) -> None:
-    (tmp_path / "empty").mkdir()
-    write(tmp_path / "empty", {"x": b"x"})
-    write(tmp_path / "deep" / "er" / "a", {"x": b"x"})
-    assert load_artifact(tmp_path / "deep" / "er" / "a").manifest.target == "cpu"
-    assert load_artifact(tmp_path / "empty").manifest.target == "cpu"
-
-
-def test_rename_that_fails_puts_the_old_artifact_back(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = (artifact / MANIFEST).read_bytes()
-    rename = Path.rename
-
-    def refuse(self: Path, goal: Path) -> Path:
-        if ".partial-" in self.name:
-            raise OSError(errno.EIO, "refused")
-        return rename(self, goal)
-
-    monkeypatch.setattr(Path, "rename", refuse)
-    with pytest.raises(OutputError):
-        write(artifact, {"new": b"n"}, force=True)
-    assert (artifact / MANIFEST).read_bytes() == before
-    assert [p.name for p in artifact.parent.iterdir()] == [artifact.name]

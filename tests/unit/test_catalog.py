@@ -1,11 +1,7 @@
 """Which model is meant by a name, and downloading: against a small hub on localhost, in a subprocess where HF_ENDPOINT takes effect."""
 
-import json
-import os
-import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -16,9 +12,8 @@ from edgekit.catalog import CatalogEntry, catalogue, resolve
 from edgekit.errors import EdgekitError, EngineMissing, ModelNotFound, UsageError
 from edgekit.models import ARCHITECTURES, open_model
 from edgekit.progress import silent
-from hub_server import COMMIT, Hub, Repo, serve
-
-TOOLKIT = Path(catalog.__file__).parent.parent
+from hub_client import World
+from hub_server import COMMIT, Repo, serve
 
 
 def test_the_catalogue_is_sound() -> None:
@@ -169,38 +164,6 @@ def test_without_huggingface_hub(monkeypatch: pytest.MonkeyPatch) -> None:
 
 # The hub
 
-CLIENT = """
-import json, os, sys
-from edgekit.catalog import resolve
-from edgekit.errors import EdgekitError
-calls = []
-try:
-    c = resolve(sys.argv[1], progress=lambda *call: calls.append(call), **json.loads(sys.argv[2]))
-    out = {"source": vars(c.source), "directory": str(c.directory), "tensors": len(c.tensors),
-           "files": sorted(p.name for p in c.directory.iterdir()), "calls": calls,
-           "telemetry": os.environ.get("HF_HUB_DISABLE_TELEMETRY")}
-except EdgekitError as error:
-    out = {"error": type(error).__name__, "message": str(error)}
-print(json.dumps(out))
-"""
-
-
-@dataclass(frozen=True)
-class World:
-    hub: Hub
-    repo: Repo
-    cache: Path
-
-    def resolve(self, model: str, *, url: str | None = None, env: dict[str, str] | None = None, **options: object) -> dict[str, object]:
-        clean = {k: v for k, v in os.environ.items() if not k.startswith("HF_")}
-        # Only the test server: neither proxies nor the Xet protocol.
-        clean |= {"HF_ENDPOINT": url or self.hub.url, "HF_HOME": str(self.cache), "HF_HUB_DISABLE_XET": "1", "NO_PROXY": "*"}
-        clean |= {"PYTHONPATH": str(TOOLKIT), **(env or {})}
-        command = [sys.executable, "-c", CLIENT, model, json.dumps(options)]
-        done = subprocess.run(command, env=clean, capture_output=True, text=True, timeout=120)
-        assert done.returncode == 0, done.stderr
-        return json.loads(done.stdout)
-
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
@@ -293,17 +256,3 @@ def test_refusals(model: str, options: dict[str, object], error: str, message: s
 def test_the_hub_is_away(world: World) -> None:
     failed = world.resolve("org/other", url="http://127.0.0.1:9")
     assert failed["error"] == "DownloadError" and "could not be downloaded" in failed["message"]
-
-
-def test_a_download_that_breaks_off_goes_on(world: World, tmp_path: Path) -> None:
-    """The connection ends inside a shard; what has arrived in whole chunks (10 MiB) is not asked for again."""
-    big = make_checkpoint(tmp_path / "big", "llama")
-    extra = big / "zz.safetensors"
-    extra.write_bytes(bytes(12 << 20))
-    with serve({"org/big": Repo(big, cut={"zz.safetensors": 11 << 20})}) as server:
-        found = World(server, world.repo, tmp_path / "cache").resolve("org/big")
-        if "error" in found:  # huggingface_hub before 2 gives up at once: the next run goes on
-            found = World(server, world.repo, tmp_path / "cache").resolve("org/big")
-    assert (Path(found["directory"]) / "zz.safetensors").stat().st_size == 12 << 20
-    wanted = [line for line in server.log if line.startswith("GET /org") and "zz.safetensors" in line]
-    assert len(wanted) == 2 and wanted[0].endswith("zz.safetensors") and wanted[1].endswith(f"bytes={10 << 20}-")

@@ -1,5 +1,6 @@
 """What an import loads, each in a fresh interpreter: the device side carries nothing of the build side, and nothing phones home."""
 
+import importlib.util
 import json
 import os
 import re
@@ -16,7 +17,9 @@ ROOT = Path(__file__).parents[2]
 BUILD_ONLY = {
     "torch", "transformers", "onnx", "onnx_ir", "safetensors", "huggingface_hub", "ml_dtypes", "requests", "httpx",
     "edgekit.build", "edgekit.cache", "edgekit.catalog", "edgekit.checkpoint", "edgekit.companions", "edgekit.conformance",
-    "edgekit.greedy", "edgekit.hub", "edgekit.models", "edgekit.quant", "edgekit.quantized", "edgekit.reference", "edgekit.target",
+    "edgekit.doctor", "edgekit.drivers", "edgekit.fetch",
+    "edgekit.greedy", "edgekit.hub", "edgekit.lock", "edgekit.models", "edgekit.output", "edgekit.quant", "edgekit.quantized",
+    "edgekit.reference", "edgekit.target",
 }  # fmt: skip
 
 
@@ -36,10 +39,11 @@ def test_importing_edgekit_loads_nothing_else() -> None:
     assert {name for name in loaded if name.split(".")[0] in {"edgekit", "numpy", "tokenizers", "jinja2", "typer"}} == {"edgekit"}
 
 
-@pytest.mark.parametrize("engine", ["null", "onnx"])
+@pytest.mark.parametrize("engine", ["null", "onnx", "mlx", "openvino"])
 def test_running_an_artifact_loads_nothing_of_the_build_side(engine: str, tmp_path: Path) -> None:
-    if engine == "onnx":
-        pytest.importorskip("onnxruntime")
+    for module in {"onnx": ["onnxruntime"], "mlx": ["mlx", "mlx_lm"], "openvino": ["openvino"]}.get(engine, []):
+        if importlib.util.find_spec(module) is None:
+            pytest.skip(f"{module} is not installed")
     artifact = build_tiny(tmp_path, engine)
     code = (
         "import edgekit\n"
@@ -90,5 +94,16 @@ def test_version_is_that_of_the_project() -> None:
 
 def test_the_engines_own_process_loads_nothing_of_the_build_side() -> None:
     """Beside what it runs, its memory is the model's."""
-    loaded = modules_after("import edgekit.greedy")
+    loaded = modules_after("import edgekit.greedy, edgekit.parity")
     assert not {name for name in loaded if name in BUILD_ONLY or name.split(".")[0] in BUILD_ONLY} - {"edgekit.greedy"}
+
+
+def test_onnx_runtime_is_told_before_it_starts() -> None:
+    """``disable_telemetry_events`` would come after its first report."""
+    pytest.importorskip("onnxruntime")
+    check = (
+        "import os, sys, edgekit.engines.onnx.session\nassert 'onnxruntime' not in sys.modules\n"
+        "assert os.environ['ORT_DISABLE_TELEMETRY'] == {!r}"
+    )
+    modules_after("import os\nos.environ.pop('ORT_DISABLE_TELEMETRY', None)\n" + check.format("1"))
+    modules_after(check.format("0"), environment={"ORT_DISABLE_TELEMETRY": "0"})

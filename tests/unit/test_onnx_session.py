@@ -3,12 +3,14 @@
 import os
 import subprocess
 import sys
+import weakref
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from checkpoints import SWITCH, VARIANTS
 from edgekit.engines.onnx import session as module
@@ -137,6 +139,37 @@ def test_the_cache_grows_and_keeps_what_it_holds(llama: Built, monkeypatch: pyte
     for i in range(96):
         logits = session.forward(TOKENS[i : i + 1])
     assert np.abs(logits - llama.reference(TOKENS)).max() < ROUNDING
+
+
+def test_growth_that_is_broken_off_leaves_the_session_usable(llama: Built, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Layers are copied one by one; those that were get their old length back."""
+    monkeypatch.setattr(module, "FIRST_CAPACITY", 8)
+    session = opened(llama)
+    session.forward(TOKENS[:6])
+    zeros, made = module.zeros, iter(range(3))
+
+    def scarce(shape: tuple[int, ...], dtype: type[np.generic]) -> NDArray[np.generic]:
+        if shape[2] > 8 and next(made, None) is None:
+            raise MemoryError
+        return zeros(shape, dtype)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "zeros", scarce)
+        with pytest.raises(MemoryError):
+            session.forward(TOKENS[6:12])
+    assert session.position == 6
+    assert np.abs(session.forward(TOKENS[6:8]) - llama.reference(TOKENS[:8])).max() < ROUNDING
+    assert np.abs(session.forward(TOKENS[8:]) - llama.reference(TOKENS)).max() < ROUNDING
+
+
+def test_a_cache_gives_its_memory_back() -> None:
+    """Views and ONNX Runtime's borrowing keep it alive, nothing else does."""
+    array = module.zeros((1, 2, 64, 16), np.float16)
+    assert array.dtype == np.float16 and array.shape == (1, 2, 64, 16) and not array.any() and array.flags.writeable
+    array[0, 1, 63] = 1
+    gone = weakref.ref(array)
+    del array
+    assert gone() is None
 
 
 def test_context_overflow_leaves_the_cache(llama: Built, session: OnnxSession) -> None:

@@ -18,12 +18,12 @@ from edgekit.quant import GROUPS, Format, QuantizedTensor, concatenate, dequanti
 
 FORMATS = [Format(bits, group) for bits in (4, 8) for group in GROUPS]
 DIGESTS = {
-    "Format(bits=4, group=32)": "8e5c05a2e7fb0811",
-    "Format(bits=4, group=64)": "da887c4ededc5bbd",
-    "Format(bits=4, group=128)": "d63b68f9fad6dad3",
-    "Format(bits=8, group=32)": "dace97666bc5388f",
-    "Format(bits=8, group=64)": "931cb243c8be7472",
-    "Format(bits=8, group=128)": "3860338cfdc72045",
+    "INT4 g32": "8e5c05a2e7fb0811",
+    "INT4 g64": "da887c4ededc5bbd",
+    "INT4 g128": "d63b68f9fad6dad3",
+    "INT8 g32": "dace97666bc5388f",
+    "INT8 g64": "931cb243c8be7472",
+    "INT8 g128": "3860338cfdc72045",
 }
 LARGEST = {4: 4352.0, 8: 256.75}
 
@@ -186,7 +186,8 @@ def test_the_same_bytes_on_every_machine() -> None:
     digests = {}
     for format in FORMATS:
         t = quantize(w, format, name="w")
-        digests[str(format)] = hashlib.sha256(t.codes.tobytes() + t.scales.astype("<f2").tobytes() + t.zeros.tobytes()).hexdigest()[:16]
+        stored = t.codes.tobytes() + t.scales.astype("<f2").tobytes() + t.zeros.tobytes()
+        digests[f"INT{format.bits} g{format.group}"] = hashlib.sha256(stored).hexdigest()[:16]
     assert digests == DIGESTS
 
 
@@ -276,3 +277,22 @@ def test_storage_is_what_the_format_says() -> None:
         t = quantize(weights(16, 4 * format.group), format, name="w")
         assert storage_bytes(t) * 8 == format.bits_per_weight * 16 * 4 * format.group
     assert storage_bytes(quantize(weights(10, 96), Format(4, 32), name="w")) == 10 * (48 + 3 * 2 + 2)
+
+
+@pytest.mark.parametrize("group", [32, 128])
+def test_symmetric_codes_have_the_zero_point_8_and_scales_of_7_bits(group: int) -> None:
+    w = weights(40, 300)
+    format = Format(4, group, symmetric=True)
+    plain, searched = (quantize(w, format, name="w", search=search) for search in (False, True))
+    for t in (plain, searched):
+        assert (t.zeros == 8).all()
+        bits = t.scales.astype(np.float32).view(np.uint32)
+        assert (bits & 0x1FFFF == 0).all(), "7 significant bits"
+    error = [float(np.square(dequantize(t) - w).sum()) for t in (plain, searched)]
+    assert error[1] < error[0]
+    assert same(searched, concatenate([quantize(w[a:b], format, name="w") for a, b in ((0, 3), (3, 40))]))
+
+
+def test_eight_bits_have_no_symmetric_form() -> None:
+    with pytest.raises(ValueError, match="symmetric=True"):
+        quantize(weights(4, 64), Format(8, 32, symmetric=True), name="w")

@@ -156,7 +156,8 @@ def test_a_checkpoint_that_changes_meanwhile_is_refused_and_not_kept(place: Path
 
 
 def test_two_builders_at_once(place: Path) -> None:
-    code = "import sys, edgekit\nedgekit.build(sys.argv[1], target='cpu', output=sys.argv[2], scheme='int4-g32')"
+    code = "import sys, edgekit, edgekit.quantized\nedgekit.quantized.BLOCK = 5000\n"
+    code += "edgekit.build(sys.argv[1], target='cpu', output=sys.argv[2], scheme='int4-g32')"
     environment = os.environ | {"PYTHONPATH": str(TOOLKIT)}
     running = [
         subprocess.Popen([sys.executable, "-c", code, str(place / "model"), str(place / name)], env=environment) for name in ("a", "b")

@@ -1,20 +1,15 @@
 """The artifact directory and its manifest ``edgekit.json``: the only contract between the build and the device (docs/artifact.md)."""
 
-import contextlib
-import errno
 import hashlib
 import json
 import math
-import os
 import re
-import shutil
-import time
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from edgekit.errors import ArtifactError, OutputError
+from edgekit.errors import ArtifactError
 from edgekit.parallel import in_threads
 from edgekit.progress import Progress, silent
 from edgekit.records import RecordError, parse
@@ -140,8 +135,21 @@ class FileInfo:
 
 
 @dataclass(frozen=True)
+class CalibrationInfo:
+    """How 4-bit weights were fitted to text. tokens: how many of it were used."""
+
+    method: str
+    tokens: int
+    text_sha256: str
+
+
+@dataclass(frozen=True)
 class Manifest:
-    """All that a runtime needs to know of an artifact, and all that a user may ask about its origin."""
+    """All that a runtime needs to know of an artifact, and all that a user may ask about its origin.
+
+    weights: canonical weight name -> digest of its portable form, equal on every engine (docs/artifact.md); empty where not recorded.
+    calibration: None where 4-bit weights were rounded by themselves.
+    """
 
     format: Literal["edgekit"]
     version: int
@@ -155,6 +163,8 @@ class Manifest:
     chat_template: str | None
     conformance: Conformance
     files: Mapping[str, FileInfo]
+    weights: Mapping[str, str] = field(default_factory=dict)
+    calibration: CalibrationInfo | None = None
 
     def to_json(self) -> str:
         """The text of ``edgekit.json``: keys in the order of the specification, two spaces, one line feed at the end."""
@@ -255,121 +265,6 @@ def list_files(directory: Path, progress: Progress) -> dict[str, FileInfo]:
     """Size and digest of every file below ``directory`` but the manifest, by its relative name with ``/``, sorted."""
     names = sorted(p.relative_to(directory).as_posix() for p in directory.rglob("*") if p.is_file())
     return digests({name: directory / name for name in names if name != MANIFEST}, "digest of the artifact", progress)
-
-
-@contextlib.contextmanager
-def writing(output: Path, *, force: bool = False) -> Iterator[Path]:
-    """Yields an empty staging directory beside ``output`` that becomes ``output`` by one rename when the block ends well.
-
-    The block writes the manifest last. Whatever goes wrong, Ctrl-C included, the staging directory is removed and ``output`` is as
-    it was. With ``force`` an older artifact there is moved away only after the new one is complete.
-    Raises OutputError: the output exists, the disk is full or read-only, permission is missing.
-    """
-    check_output(output, force=force)
-    staging = output.with_name(f".{output.name}.partial-{os.urandom(4).hex()}")
-    with _as_output_error(output):
-        output.parent.mkdir(parents=True, exist_ok=True)
-        staging.mkdir()
-    try:
-        with _as_output_error(output):
-            yield staging
-            if not (staging / MANIFEST).is_file():
-                raise RuntimeError("the artifact was left without a manifest")
-            flush(staging)
-            check_output(output, force=force)
-            _put_in_place(staging, output)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-
-
-def check_output(output: Path, *, force: bool) -> None:
-    """Whether ``output`` may be written, without touching anything. Only an artifact or an empty directory is ever replaced."""
-    with _as_output_error(output):
-        _check_output(output, force=force)
-
-
-def _check_output(output: Path, *, force: bool) -> None:
-    if not output.name:
-        raise OutputError(f"{str(output)!r} cannot be an output directory; give a new directory: --out DIR")
-    if not os.path.lexists(output):
-        return
-    if output.is_symlink() or not output.is_dir():
-        raise OutputError(f"{output} exists and is no directory; choose another: --out DIR")
-    if not any(output.iterdir()):
-        return
-    if not (output / MANIFEST).is_file():
-        raise OutputError(f"{output} exists and is no artifact, so it will not be replaced; choose another: --out DIR")
-    if not force:
-        raise OutputError(f"{output} exists; replace it with --force or choose another: --out DIR")
-
-
-def _put_in_place(staging: Path, output: Path) -> None:
-    """Windows cannot rename a directory onto another, not even an empty one: the old one steps aside first."""
-    if not os.path.lexists(output):
-        _rename(staging, output)
-    else:
-        aside = output.with_name(f".{output.name}.old-{os.urandom(4).hex()}")
-        _rename(output, aside)
-        try:
-            _rename(staging, output)
-        except BaseException:
-            _rename(aside, output)
-            raise
-        shutil.rmtree(aside, ignore_errors=True)
-    _fsync_directory(output.parent)
-
-
-def _rename(old: Path, new: Path) -> None:
-    """On Windows a virus scanner may hold a file that was just written for a moment; a long build is not thrown away for that."""
-    for wait in (0.1, 0.3, 1.0, 3.0) if os.name == "nt" else ():
-        try:
-            old.rename(new)
-            return
-        except PermissionError:
-            time.sleep(wait)
-    old.rename(new)
-
-
-def flush(directory: Path) -> None:
-    """Files, then directories, reach the disk before the rename does: after a power cut a manifest still means a complete artifact."""
-    for path in directory.rglob("*"):
-        if path.is_file():
-            with path.open("r+b") as file:
-                os.fsync(file.fileno())
-    for path in [*(p for p in directory.rglob("*") if p.is_dir()), directory]:
-        _fsync_directory(path)
-
-
-def _fsync_directory(path: Path) -> None:
-    if os.name == "nt":
-        return
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-_ADVICE = {
-    errno.ENOSPC: "the disk is full; free some space or choose another place: --out DIR",
-    errno.EDQUOT: "your disk quota is used up; free some space or choose another place: --out DIR",
-    errno.EROFS: "the file system is read-only; choose another place: --out DIR",
-    errno.EACCES: "permission denied; choose a place you may write to: --out DIR",
-    errno.EPERM: "not permitted; choose a place you may write to: --out DIR",
-    errno.EEXIST: "a part of the path is a file; choose another place: --out DIR",
-    errno.ENOTDIR: "a part of the path is a file; choose another place: --out DIR",
-}
-
-
-@contextlib.contextmanager
-def _as_output_error(output: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        # A file elsewhere, such as the checkpoint's, is named as it is: advice about the output would mislead.
-        here = error.filename is None or output.absolute().parent in Path(os.fsdecode(error.filename)).absolute().parents
-        advice = _ADVICE.get(error.errno or 0) if here else None
-        raise OutputError(f"cannot write {output}: {advice or error}") from error
 
 
 def _unreadable(path: Path | str, error: OSError) -> ArtifactError:

@@ -1,5 +1,6 @@
 """One command's worth of work: a model and a target become an artifact. Checks first, then the long job, then one rename."""
 
+import hashlib
 import importlib
 import re
 import shutil
@@ -11,7 +12,7 @@ from typing import Protocol, cast
 
 from edgekit import __version__
 from edgekit.artifact import (
-    MANIFEST,
+    CalibrationInfo,
     ContextInfo,
     EngineInfo,
     Manifest,
@@ -19,28 +20,29 @@ from edgekit.artifact import (
     SchemeInfo,
     SourceKind,
     TensorFormat,
-    check_output,
-    flush,
     list_files,
-    writing,
 )
-from edgekit.cache import make_room, open_cache, prune, source_files
+from edgekit.cache import Cache, make_room, open_cache, prune, source_files
+from edgekit.calibrate import calibrate, calibration_tokens, method
 from edgekit.catalog import resolve
 from edgekit.checkpoint import reading
 from edgekit.companions import TEMPLATE, Companions, companion_files, read_companions, write_companions
 from edgekit.conformance import greedy_vectors, text_vectors
+from edgekit.digest import Ledger, weight_digests
 from edgekit.engines import ENGINES
 from edgekit.engines.exported import Exported, Footprint
 from edgekit.errors import EngineMissing, OutputError, TargetError, UsageError
 from edgekit.models import Model, open_model
+from edgekit.output import check_free, check_output, flush, seal, writing
 from edgekit.progress import Progress, silent
 from edgekit.quant.scheme import Format, QuantScheme
 from edgekit.quant.scheme import scheme as load_scheme
-from edgekit.quantized import Quantizer
+from edgekit.quantized import Kept, Quantizer
 from edgekit.target import Target, load_target
 
 COMPANION_BYTES = 32_000_000
 """More than tokenizer, graph and licence take beside the weights."""
+CALIBRATED = ".calibrated"
 SMALLEST_CONTEXT = 256
 """Tokens; advising less would help nobody."""
 
@@ -72,6 +74,7 @@ def build(
     force: bool = False,
     cached: bool = True,
     verify: bool = True,
+    calibration: str | None = None,
     progress: Progress = silent,
     threads: int | None = None,
 ) -> Manifest:
@@ -83,6 +86,8 @@ def build(
     cached:  take quantized weights from the cache and keep new ones there (``edge cache list``).
     verify:  open the artifact with its own engine, in a process of its own, and record what it answers (conformance vectors). False says
              "not verified" in the manifest; nothing then holds more than a few blocks of weights in memory.
+    calibration: text like what the model will meet, 10,000 tokens or more: 4-bit weights are rounded for it (GPTQ, ``calibrate.py``), which
+             takes a pass of the reference decoder over it. None rounds by the weights alone.
     threads: that hash and quantize, and of the engine when it computes the conformance vectors; None takes every core. The artifact is
              the same, byte for byte.
     Raises UsageError, ModelError, TargetError, EngineMissing, TemplateError, OutputError, DownloadError or EngineError; then, as
@@ -93,6 +98,9 @@ def build(
     opened = open_model(resolve(str(model), revision=revision, offline=offline, progress=progress))
     wanted = replace(wanted, context=_context(opened, wanted, context))
     companions = read_companions(opened.checkpoint, opened.decoder.vocab_size)
+    if calibration is not None and quant.linear.symmetric:
+        raise UsageError(f"{quant.name} cannot be calibrated: its zero points are fixed; choose another --scheme, or leave out --calibrate")
+    sequences = _sequences(calibration, companions, opened)
     exporter.check(opened, quant, wanted)
     size = exporter.footprint(opened, quant, wanted)
     _check_footprint(size, opened, quant, wanted, output)
@@ -103,9 +111,18 @@ def build(
         write_companions(companions, opened.checkpoint, staging)
         with reading(opened.checkpoint.directory):
             sources = source_files(_model_files(opened), cache, progress, threads)
-        exported = exporter.export(opened, quant, wanted, staging, progress, Quantizer(threads, cache, sources))
+        ledger = Ledger()
+        quantizer = Quantizer(threads, cache, sources, ledger=ledger)
+        if sequences:
+            # Without the user's cache the blocks lie beside what they become, and go with it.
+            store = Kept(cache or Cache(staging / CALIBRATED, sys.maxsize), sources, method(sequences))
+            calibrate(opened, quant, sequences, store, progress)
+            quantizer = replace(quantizer, calibrated=store)
+        exported = exporter.export(opened, quant, wanted, staging, progress, quantizer)
+        shutil.rmtree(staging / CALIBRATED, ignore_errors=True)
         files = {path.name: source.sha256 for path, source in sources.items()}
         manifest = _manifest(opened, quant, wanted, companions, exported, files)
+        manifest = replace(manifest, weights=weight_digests(opened, ledger), calibration=_calibration(sequences, calibration))
         if verify:
             with greedy_vectors(staging, manifest, companions, threads) as computed:
                 manifest = replace(manifest, files=list_files(staging, progress))
@@ -114,7 +131,7 @@ def build(
                 manifest = replace(manifest, conformance=replace(manifest.conformance, greedy=computed()))
         else:
             manifest = replace(manifest, files=list_files(staging, progress))
-        (staging / MANIFEST).write_text(manifest.to_json(), encoding="utf-8", newline="\n")
+        seal(staging, manifest)
     if cache is not None:
         prune(cache, cache.limit)
     return manifest
@@ -126,6 +143,7 @@ def check_request(target: str | Path, output: Path, *, scheme: str | None, force
     quant = load_scheme(scheme or wanted.scheme)
     exporter = _exporter(wanted)
     check_output(output, force=force)
+    check_free(output)
     return wanted, quant, exporter
 
 
@@ -224,6 +242,21 @@ def _manifest(
         conformance=text_vectors(companions),
         files={},
     )
+
+
+def _sequences(text: str | None, companions: Companions, model: Model) -> list[tuple[int, ...]]:
+    """The calibration text as tokens, within the LongRoPE switch."""
+    if text is None:
+        return []
+    tokens = companions.tokens
+    bos = [tokens.bos] if tokens.add_bos and tokens.bos is not None else []
+    return calibration_tokens(companions.tokenizer.encode(text), bos, model.decoder.rope.switch or model.decoder.context)
+
+
+def _calibration(sequences: Sequence[Sequence[int]], text: str | None) -> CalibrationInfo | None:
+    if text is None:
+        return None
+    return CalibrationInfo("gptq", sum(map(len, sequences)), hashlib.sha256(text.encode()).hexdigest())
 
 
 def _format(form: Format) -> TensorFormat:

@@ -27,6 +27,7 @@ from edgekit.artifact import digests
 from edgekit.errors import UsageError
 from edgekit.progress import Progress
 from edgekit.records import RecordError, parse
+from edgekit.resources import cache_folder
 
 LIMIT = 20_000_000_000
 """Bytes, unless EDGEKIT_CACHE_LIMIT says otherwise: the blocks of some five models of 7 billion weights."""
@@ -98,7 +99,7 @@ def open_cache() -> Cache:
     Raises UsageError for a limit that is no size.
     """
     asked = os.environ.get("EDGEKIT_CACHE_LIMIT")
-    return Cache(_directory(os.environ), parse_size(asked, "EDGEKIT_CACHE_LIMIT") if asked else LIMIT)
+    return Cache(cache_folder(os.environ), parse_size(asked, "EDGEKIT_CACHE_LIMIT") if asked else LIMIT)
 
 
 def pruning_limit(cache: Cache, asked: str | None, *, everything: bool) -> int:
@@ -108,21 +109,6 @@ def pruning_limit(cache: Cache, asked: str | None, *, everything: bool) -> int:
     if everything:
         return 0
     return cache.limit if asked is None else parse_size(asked, "--limit")
-
-
-def _directory(environment: Mapping[str, str]) -> Path:
-    own = environment.get("EDGEKIT_CACHE")
-    if own:
-        return Path(own).absolute()
-    home = Path.home()
-    if sys.platform == "win32":
-        local = environment.get("LOCALAPPDATA")
-        return (Path(local) if local else home / "AppData" / "Local") / "edgekit" / "Cache"
-    if sys.platform == "darwin":
-        return home / "Library" / "Caches" / "edgekit"
-    xdg = environment.get("XDG_CACHE_HOME", "")
-    # A relative path is invalid and to be ignored, says the XDG specification.
-    return (Path(xdg) if Path(xdg).is_absolute() else home / ".cache") / "edgekit"
 
 
 def parse_size(text: str, where: str) -> int:

@@ -11,17 +11,16 @@ from typing import Annotated, NoReturn, ParamSpec
 import typer
 
 from edgekit import __version__
-from edgekit.errors import EdgekitError
+from edgekit.errors import EdgekitError, EngineError
 
 P = ParamSpec("P")
 INTERRUPTED = 130
-TERMINATED = 143
 
 app = typer.Typer(
     name="edge",
     help="Quantize a small language model once and run it on any edge engine.",
     epilog="Exit codes: 0 done, 1 anything else, 2 usage, 3 model, 4 target, 5 engine missing, 6 artifact, 7 context overrun, "
-    "8 chat template, 9 output, 10 download, 11 engine, 130 Ctrl-C.",
+    "8 chat template, 9 output, 10 download, 11 engine, 12 fidelity, 130 Ctrl-C.",
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     no_args_is_help=True,
@@ -74,9 +73,13 @@ def _fail(error: EdgekitError, document: dict[str, object] | None) -> NoReturn:
     from edgekit import console
 
     if document is not None:
-        console.show_json({"error": {"kind": type(error).__name__, "message": str(error), "exit_code": error.exit_code}, **document})
+        console.show_json({"error": _described(error), **document})
     print(f"edge: error: {error}", file=sys.stderr)
     raise typer.Exit(error.exit_code) from None
+
+
+def _described(error: EdgekitError) -> dict[str, object]:
+    return {"kind": type(error).__name__, "message": str(error), "exit_code": error.exit_code}
 
 
 def _version(asked: bool) -> None:
@@ -114,6 +117,10 @@ def build(
     offline: Annotated[bool, typer.Option("--offline", help="Use only what has been downloaded before.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an artifact that is already there.")] = False,
     no_cache: Annotated[bool, typer.Option("--no-cache", help="Quantize anew, and keep nothing for the next build.")] = False,
+    calibrate: Annotated[
+        Path | None,
+        typer.Option("--calibrate", help="A text like what the model will meet, to fit 4-bit weights to (GPTQ).", show_default=False),
+    ] = None,
     no_verify: Annotated[bool, typer.Option("--no-verify", help="Do not try the artifact; its manifest says so.")] = False,
     threads: Annotated[int | None, typer.Option("--threads", min=1, help="Threads to work with. Default: every core.")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress, no summary.")] = False,
@@ -123,7 +130,9 @@ def build(
     from edgekit import console, listing
     from edgekit.build import build as build_artifact
     from edgekit.build import check_request, outputs
+    from edgekit.resources import read_text
 
+    text = read_text(calibrate) if calibrate is not None else None
     places = outputs(model, target, out)
     for name, directory in places:
         check_request(name, directory, scheme=scheme, force=force)
@@ -142,6 +151,7 @@ def build(
                     force=force,
                     cached=not no_cache,
                     verify=not no_verify,
+                    calibration=text,
                     progress=progress,
                     threads=threads,
                 )
@@ -262,6 +272,63 @@ def inspect(
 
 @app.command()
 @_command
+def verify(
+    directories: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Artifacts that `edge build` made.", show_default=False)],
+    no_run: Annotated[bool, typer.Option("--no-run", help="Check and compare files only; no engine need be here.")] = False,
+    against: Annotated[
+        str | None, typer.Option("--against", metavar="MODEL", help="Measure fidelity to this model, unquantized.", show_default=False)
+    ] = None,
+    text: Annotated[
+        Path | None, typer.Option("--text", help="With --against: measure on this text. Default: edgekit's own.", show_default=False)
+    ] = None,
+    full: Annotated[bool, typer.Option("--full", help="With --against: 4,096 positions instead of 256.")] = False,
+    html: Annotated[Path | None, typer.Option("--html", help="With --against: write the report as a page.", show_default=False)] = None,
+    max_kl: Annotated[float | None, typer.Option("--max-kl", min=0.0, help="With --against: fail above this mean KL divergence.")] = None,
+    min_top1: Annotated[
+        float | None, typer.Option("--min-top1", min=0.0, max=1.0, help="With --against: fail below this share of same likeliest tokens.")
+    ] = None,
+    prompt: Annotated[
+        list[str] | None,
+        typer.Option("--prompt", help="With several DIR: what to ask; may be repeated. Default: chats and texts of the manifest."),
+    ] = None,
+    tokens: Annotated[int, typer.Option("--tokens", min=1, help="With several DIR: most tokens of an answer.")] = 32,
+    margin: Annotated[
+        float, typer.Option("--margin", min=0.0, help="With several DIR: logits by which another token may lead and still count as a tie.")
+    ] = 0.5,
+    threads: Threads = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress; nothing at all where all is right.")] = False,
+    json: Json = False,
+) -> None:
+    """Check that artifacts are what was built, say the same, and are faithful to their model."""
+    from edgekit import console, examination
+
+    wishes = examination.Wishes(
+        run=not no_run,
+        against=against,
+        text=text,
+        full=full,
+        html=html,
+        max_kl=max_kl,
+        min_top1=min_top1,
+        prompts=tuple(prompt or ()),
+        tokens=tokens,
+        margin=margin,
+        threads=threads,
+    )
+    with console.progress(quiet=quiet or json) as progress:
+        found = examination.examine(directories, wishes, progress)
+    if json:
+        console.show_json(found.as_json())
+    elif not quiet:
+        print("\n".join(found.as_lines()))
+    for problem in found.problems:
+        print(f"edge: error: {problem.message}", file=sys.stderr)
+    if found.problems:
+        raise typer.Exit(found.problems[0].exit_code)
+
+
+@app.command()
+@_command
 def targets(json: Json = False) -> None:
     """List what can be built for, and how far each was tried."""
     from dataclasses import asdict
@@ -288,6 +355,22 @@ def models(json: Json = False) -> None:
         console.show_json([asdict(entry) for entry in catalogue()])
     else:
         console.show_table(*listing.model_table(catalogue()))
+
+
+@app.command()
+@_command
+def doctor(json: Json = False) -> None:
+    """Show what is installed and which engines work here, and what to do about the rest."""
+    from edgekit import console, listing
+    from edgekit.doctor import as_json, diagnose
+
+    found = diagnose()
+    if json:
+        console.show_json(as_json(found))
+    else:
+        console.show_pairs(listing.diagnosis(found))
+    if not found.well:
+        raise typer.Exit(EngineError.exit_code)
 
 
 cache = typer.Typer(help="Quantized weights kept for the next build.", rich_markup_mode=None, no_args_is_help=True)
@@ -333,8 +416,11 @@ def prune(
 
 
 def main() -> None:
-    """The console script. A polite kill cleans up as Ctrl-C does: the exception passes through every ``finally``."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
+    """The console script. A polite kill or a closed terminal cleans up as Ctrl-C does: the exception passes through every ``finally``."""
+    for name in ("SIGTERM", "SIGHUP", "SIGBREAK"):
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) != signal.SIG_IGN:  # nohup
+            signal.signal(number, lambda caught, _: sys.exit(128 + caught))
     app()
 
 

@@ -1,17 +1,12 @@
 """Conformance vectors: what an artifact's tokenizer, template and weights must give, recorded when it is built (docs/artifact.md)."""
 
 import contextlib
-import json
-import signal
-import subprocess
-import sys
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from subprocess import PIPE
+from typing import cast
 
-from edgekit import errors, greedy
+from edgekit import child, greedy
 from edgekit.artifact import ChatVector, Conformance, EncodeVector, Greedy, GreedyVector, Manifest, Message
 from edgekit.companions import Companions
 from edgekit.errors import EngineError, EngineMissing, TemplateError
@@ -36,8 +31,6 @@ CHATS = (
     (("user", '  <b>spaces, "quotes" & {{ braces }}  \n'),),
 )
 NOT_VERIFIED = "not verified (--no-verify)"
-CHILD = "import sys; sys.path[:] = sys.argv[1:]; from edgekit.greedy import main; main()"
-"""The process that runs the engine finds modules where this one does, before it imports any."""
 
 
 def text_vectors(companions: Companions) -> Conformance:
@@ -62,43 +55,19 @@ def greedy_vectors(directory: Path, manifest: Manifest, companions: Companions, 
     ids[-1] = (*first, *ids[-1])
     ids = [prompt for prompt in ids if _fits(prompt, manifest)]
     bare = replace(manifest, chat_template=None)  # a template must be among the files, and these are listed later
-    request = json.dumps({"directory": str(directory), "manifest": bare.to_json(), "prompts": ids, "threads": threads}).encode()
-    engine = manifest.engine.name
+    request: child.Json = {"directory": str(directory), "manifest": bare.to_json(), "prompts": ids, "threads": threads}
+    with child.asking("edgekit.greedy", request) as answer:
+        yield lambda: _greedy(manifest.engine.name, ids, answer)
+
+
+def _greedy(engine: str, prompts: Sequence[tuple[int, ...]], answer: Callable[[], child.Json]) -> Greedy:
     try:
-        process = subprocess.Popen([sys.executable, "-c", CHILD, *sys.path], stdin=PIPE, stdout=PIPE, stderr=PIPE)
-    except OSError as error:
-        raise EngineError(f"cannot start {sys.executable!r} to run the built model: {error.strerror or error}") from error
-    with ThreadPoolExecutor(1) as pool:
-        said = pool.submit(process.communicate, request)
-        try:
-            yield lambda: _greedy(engine, ids, *said.result(), process.returncode)
-        finally:
-            process.kill()
-
-
-def _greedy(engine: str, prompts: Sequence[tuple[int, ...]], answer: bytes, noise: bytes, code: int) -> Greedy:
-    """What the process said, as the vectors or the error they are."""
-    if code < 0:
-        raise EngineError(
-            f"{engine} was ended by {_signal(-code)} while it ran the built model; nothing was written. Where that is SIGKILL, the memory "
-            "ran out: close other programs or take a smaller model"
-        )
-    if code:
-        last = noise.decode(errors="replace").strip().splitlines()[-1:] or ["it said nothing"]
-        raise EngineError(f"{engine} failed with exit code {code} while it ran the built model; nothing was written. {last[0]}")
-    said = json.loads(answer)
-    if said.get("error") == EngineMissing.__name__:
-        return Greedy(None, (), said["message"])
-    if "error" in said:
-        raise getattr(errors, said["error"])(said["message"])
-    return Greedy(engine, tuple(GreedyVector(p, tuple(c)) for p, c in zip(prompts, said["continuations"], strict=True)))
-
-
-def _signal(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"
+        continuations = cast(list[list[int]], answer()["continuations"])
+    except EngineMissing as error:
+        return Greedy(None, (), str(error))
+    except EngineError as error:
+        raise EngineError(f"{engine} cannot run what was built, and nothing was written: {error}") from None
+    return Greedy(engine, tuple(GreedyVector(p, tuple(c)) for p, c in zip(prompts, continuations, strict=True)))
 
 
 def _fits(prompt: Sequence[int], manifest: Manifest) -> bool:

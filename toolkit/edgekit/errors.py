@@ -12,11 +12,14 @@ EdgekitError                1   (never raised itself; catch it to catch them all
  ├─ ArtifactError           6   a directory is no complete artifact, or its files do not match its manifest
  ├─ ContextOverflow         7   more tokens than the artifact's context holds
  ├─ TemplateError           8   the chat template is broken or reached for something it may not have
- ├─ OutputError             9   the output cannot be written: exists, read-only, disk full
+ ├─ OutputError             9   the output cannot be written: exists, in use, read-only, disk full
  ├─ DownloadError          10   the hub cannot be reached or sent something wrong
- └─ EngineError            11   the engine refused or failed on a valid artifact
+ ├─ EngineError            11   the engine refused or failed on a valid artifact
+ └─ FidelityError          12   an artifact is too far from its model, or two of one model do not agree
 
-Ctrl-C ends the command with 130. A message says what happened, to which tensor, key or file, and what to do next.
+Ctrl-C ends the command with 130, SIGTERM with 143, a closed terminal with 129.
+
+A message says what happened, to which tensor, key or file, and what to do next.
 """
 
 
@@ -80,3 +83,7 @@ class DownloadError(EdgekitError):
 
 class EngineError(EdgekitError):
     exit_code = 11
+
+
+class FidelityError(EdgekitError):
+    exit_code = 12

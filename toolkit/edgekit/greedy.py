@@ -5,17 +5,16 @@ process: it imports what runs a model, nothing of what builds one.
 """
 
 import importlib
-import json
-import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from edgekit import child
 from edgekit.artifact import GreedyVector, Manifest
 from edgekit.engines import ENGINES
-from edgekit.errors import EdgekitError, EngineError
+from edgekit.errors import EngineError
 from edgekit.runtime.session import Session
 
 TOKENS = 16
@@ -44,15 +43,12 @@ def _continue(session: Session, prompt: tuple[int, ...], manifest: Manifest) -> 
 
 
 def main() -> None:
-    """Reads a request from stdin (``conformance.greedy_vectors`` writes it) and answers on stdout with one JSON object."""
-    with os.fdopen(os.dup(1), "w", encoding="utf-8") as answer:
-        os.dup2(2, 1)  # what an engine prints is no part of the answer
-        request = json.loads(sys.stdin.buffer.read())
-        manifest = Manifest.from_json(request["manifest"])
-        prompts = [tuple(prompt) for prompt in request["prompts"]]
-        try:
-            vectors = compute(Path(request["directory"]), manifest, prompts, request["threads"])
-        except EdgekitError as error:
-            json.dump({"error": type(error).__name__, "message": str(error)}, answer)
-        else:
-            json.dump({"continuations": [vector.continuation for vector in vectors]}, answer)
+    """The process in which the engine runs (``conformance.greedy_vectors`` asks it)."""
+    child.serve(_serve)
+
+
+def _serve(request: dict[str, Any]) -> child.Json:
+    manifest = Manifest.from_json(request["manifest"])
+    prompts = [tuple(prompt) for prompt in request["prompts"]]
+    vectors = compute(Path(request["directory"]), manifest, prompts, request["threads"])
+    return {"continuations": [vector.continuation for vector in vectors]}

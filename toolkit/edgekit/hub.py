@@ -1,4 +1,4 @@
-"""Downloads from the Hugging Face hub through huggingface_hub: its cache, resuming, tokens and offline mode are kept as they are."""
+"""Downloads from the Hugging Face hub through huggingface_hub: its cache, tokens, mirrors and offline mode are kept as they are."""
 
 import errno
 import importlib
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from edgekit.errors import CheckpointError, DownloadError, EdgekitError, EngineMissing, ModelNotFound, OutputError, UsageError
+from edgekit.fetch import chain, check, fetch, patiently
 from edgekit.progress import Progress
 
 # Weights, configuration and tokenizer; never pickles or code.
@@ -30,27 +31,44 @@ def download(model: str, revision: str | None, *, offline: bool, progress: Progr
     """
     api = _huggingface_hub()
     offline = offline or api.constants.HF_HUB_OFFLINE
-    total = 0
     try:
-        if not offline:
-            total = _plan(api, model, revision)
-        folder = Path(
-            api.snapshot_download(
-                model,
-                revision=revision,
-                allow_patterns=WANTED,
-                ignore_patterns=UNWANTED,
-                tqdm_class=_bars(progress, total),
-                local_files_only=offline,
-            )
-        )
+        folder = _cached(api, model, revision) if offline else _online(api, model, revision, progress)
     except (api.errors.HFValidationError, api.errors.HTTPError, OSError) as error:
         raise _translated(api, error, model, revision, offline) from None
-    if total:
-        progress("download", total, total)
     if not COMMIT.fullmatch(folder.name):
         raise DownloadError(f"{model}: the cache folder {folder} is not named after a commit; edgekit cannot say which revision it is")
     return folder, folder.name
+
+
+def _cached(api: Any, model: str, revision: str | None) -> Path:
+    return Path(api.snapshot_download(model, revision=revision, allow_patterns=WANTED, ignore_patterns=UNWANTED, local_files_only=True))
+
+
+def _online(api: Any, model: str, revision: str | None, progress: Progress) -> Path:
+    """Every file that the cache lacks is fetched and compared with the hub's digest; then huggingface_hub lays out the snapshot."""
+    planned = patiently(api, lambda: _plan(api, model, revision))
+    fresh = [file.filename for file in planned if file.will_download]
+    commit = next((file.commit_hash for file in planned), "")
+    # Without symbolic links (Windows, mostly) huggingface_hub would copy what is fetched.
+    linked = not fresh or api.file_download.are_symlinks_supported(api.constants.HF_HUB_CACHE)
+    if linked:
+        fetch(api, model, commit, fresh, progress)
+    total = 0 if linked else sum(file.file_size for file in planned if file.will_download)
+    folder = Path(
+        patiently(
+            api,
+            lambda: api.snapshot_download(
+                model, revision=revision, allow_patterns=WANTED, ignore_patterns=UNWANTED, tqdm_class=_bars(progress, total)
+            ),
+        )
+    )
+    if folder.name != commit:
+        raise DownloadError(f"{model} was changed on the hub while it was downloaded; run it again")
+    if not linked:
+        check(api, model, commit, fresh, folder)
+        if total:
+            progress("download", total, total)
+    return folder
 
 
 def _huggingface_hub() -> Any:
@@ -58,7 +76,7 @@ def _huggingface_hub() -> Any:
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     try:
         api = importlib.import_module("huggingface_hub")
-        for part in ("constants", "errors"):
+        for part in ("constants", "errors", "file_download", "utils"):
             importlib.import_module(f"huggingface_hub.{part}")
     except ImportError:
         raise EngineMissing('downloading from the hub needs huggingface_hub: pip install "edgekit[build]"') from None
@@ -68,16 +86,16 @@ def _huggingface_hub() -> Any:
     return api
 
 
-def _plan(api: Any, model: str, revision: str | None) -> int:
-    """How many bytes there are to download. Raises CheckpointError when there are no safetensors."""
-    planned = api.snapshot_download(
+def _plan(api: Any, model: str, revision: str | None) -> list[Any]:
+    """What belongs to the model, and whether it is in the cache. Raises CheckpointError when there are no safetensors."""
+    planned: list[Any] = api.snapshot_download(
         model, revision=revision, allow_patterns=WANTED, ignore_patterns=UNWANTED, tqdm_class=_Quiet, dry_run=True
     )
     if not any(file.filename.endswith(".safetensors") for file in planned):
         raise CheckpointError(
             f"{model} has no safetensors on the hub, and PyTorch pickles are not read. Take a repository that has them, or convert it."
         )
-    return sum(file.file_size for file in planned if file.will_download)
+    return planned
 
 
 class _Quiet:
@@ -144,12 +162,10 @@ def _bars(progress: Progress, total: int) -> type[_Quiet]:
 def _translated(api: Any, error: BaseException, model: str, revision: str | None, offline: bool) -> EdgekitError:
     """huggingface_hub's error as ours, with the next step. It wraps the one that matters in others, so the whole chain is looked at."""
     errors = api.errors
-    chain = [error]
-    while chain[-1].__cause__ is not None:
-        chain.append(chain[-1].__cause__)
+    causes = list(chain(error))
 
     def any_is(kind: type[BaseException]) -> bool:
-        return any(isinstance(e, kind) for e in chain)
+        return any(isinstance(e, kind) for e in causes)
 
     at = f"{model} at revision {revision}" if revision else model
     if any_is(errors.HFValidationError):
@@ -164,14 +180,21 @@ def _translated(api: Any, error: BaseException, model: str, revision: str | None
         return ModelNotFound(
             f"the hub has no model {model!r}, or it is private. Check the spelling; for a private model run `hf auth login`"
         )
-    if any(isinstance(e, OSError) and e.errno == errno.ENOSPC for e in chain):
+    if any(isinstance(e, OSError) and e.errno == errno.ENOSPC for e in causes):
         return OutputError(f"the disk is full: {model} does not fit into {api.constants.HF_HUB_CACHE}; HF_HOME moves the cache elsewhere")
     if offline:
         return DownloadError(
             f"{at} is not wholly in the cache, and the hub is switched off (--offline or HF_HUB_OFFLINE): build once with it"
         )
-    reason = (str(chain[-1]).strip() or type(chain[-1]).__name__).splitlines()[0]
+    reason = without_secrets((str(causes[-1]).strip() or type(causes[-1]).__name__).splitlines()[0])
     return DownloadError(
         f"{at} could not be downloaded: {reason}. Run it again: a download goes on where it stopped; "
         "--offline takes what is in the cache already"
     )
+
+
+def without_secrets(text: str) -> str:
+    """A URL's password, the signature behind its question mark, and whatever looks like a token."""
+    text = re.sub(r"//[^/@\s]+@", "//***@", text)
+    text = re.sub(r"(https?://[^\s?'\"]+)\?[^\s'\"]*", r"\1?***", text)
+    return re.sub(r"\bhf_\w{6,}", "hf_***", text)

@@ -11,6 +11,7 @@ from edgekit.console import size
 if TYPE_CHECKING:
     from edgekit.cache import Cache, Group, Pruned
     from edgekit.catalog import CatalogEntry
+    from edgekit.doctor import Diagnosis, Place, Probe
     from edgekit.target import Target
 
 Table = tuple[list[str], list[list[str]]]
@@ -117,6 +118,34 @@ def pruned_line(pruned: "Pruned") -> str:
     """What ``edge cache prune`` did."""
     stuck = f"; {pruned.stuck} files could not be removed (in use, or another user's)" if pruned.stuck else ""
     return f"removed {pruned.files} files, {size(pruned.bytes)}; {size(pruned.left)} left{stuck}"
+
+
+def diagnosis(found: "Diagnosis") -> list[tuple[str, str]]:
+    """Label and text of every line of ``edge doctor``."""
+    memory = f", {size(found.memory)} of memory" if found.memory else ""
+    return [
+        ("edgekit", f"{found.edgekit}; Python {found.python}"),
+        ("machine", f"{found.platform}; {found.cores} cores{memory}"),
+        ("quantizer", "C code" if found.kernel else "NumPy (the C code was not compiled)"),
+        *((p.extra or "base", f"{p.name} {p.installed or 'missing'}{'' if p.fits else f', wanted {p.wanted}'}") for p in found.packages),
+        *((f"engine {p.engine}", f"{', '.join(p.targets)}: {_outcome(p)}") for p in found.probes),
+        *((d.kind, f"{d.name}, {d.driver or 'no driver'}") for d in found.devices or ()),
+        *([("devices", "edgekit does not know where to look on this system")] if found.devices is None else []),
+        *([("devices", "none seen")] if found.devices == () else []),
+        *((p.name, _place(p)) for p in found.places),
+        *(("setting", f"{name}={value}") for name, value in found.settings.items()),
+        *(("advice", line) for line in found.advice),
+    ]
+
+
+def _outcome(probe: "Probe") -> str:
+    """What is wrong is told as advice."""
+    return probe.outcome if probe.outcome in ("missing", "fails") else f"{probe.outcome}: {probe.detail}"
+
+
+def _place(place: "Place") -> str:
+    limit = f" of at most {size(place.limit)}" if place.limit is not None else ""
+    return f"{place.directory}, {size(place.holds)}{limit}, {size(place.free)} free"
 
 
 def _count(parameters: int) -> str:

@@ -9,7 +9,8 @@ import numpy as np
 
 from edgekit import cache as kept
 from edgekit.cache import Cache, SourceFile
-from edgekit.errors import CheckpointError
+from edgekit.digest import Ledger
+from edgekit.errors import CheckpointError, OutputError
 from edgekit.models import Model
 from edgekit.parallel import in_threads
 from edgekit.quant import VERSION, quantize
@@ -20,17 +21,30 @@ BLOCK = 1 << 21
 
 
 @dataclass(frozen=True)
+class Kept:
+    """Blocks in a cache. sources: the checkpoint files with their digests, all that are read. method: what made the blocks of it."""
+
+    cache: Cache
+    sources: Mapping[Path, SourceFile]
+    method: str
+
+
+@dataclass(frozen=True)
 class Quantizer:
     """How weights are quantized. threads: None takes every core. cache: None keeps nothing.
 
     sources: the checkpoint files with their digests; a cache needs those of all files that are read.
     search: look for better scales than min/max (``quant.quantize``).
+    calibrated: where the 4-bit blocks of a calibration lie (``calibrate.py``); None quantizes by the weights alone.
+    ledger: notes the digest of every block that is handed out; None digests nothing.
     """
 
     threads: int | None = None
     cache: Cache | None = None
     sources: Mapping[Path, SourceFile] = field(default_factory=dict)
     search: bool = True
+    ledger: Ledger | None = None
+    calibrated: Kept | None = None
 
 
 PLAIN = Quantizer()
@@ -63,7 +77,10 @@ def stream(
 
     def work(job: tuple[W, int, int]) -> Iterator[int]:
         m, start, stop = job
-        yield take(m, start, block(model, m, start, stop, quantizer))
+        made = block(model, m, start, stop, quantizer)
+        if quantizer.ledger is not None:
+            quantizer.ledger.note(m.weight, m.shape, start, made)
+        yield take(m, start, made)
 
     in_threads(work, [(m, start, stop) for m in matrices for start, stop in cuts(m.shape)], quantizer.threads, tell)
 
@@ -77,25 +94,50 @@ def cuts(shape: tuple[int, int]) -> Iterator[tuple[int, int]]:
 
 
 def block(model: Model, m: Wanted, start: int, stop: int, quantizer: Quantizer) -> QuantizedTensor:
-    """Rows ``start`` to ``stop`` of a matrix, quantized in this thread or taken from the cache. Raises CheckpointError."""
+    """Rows ``start`` to ``stop`` of a matrix: calibrated ones from their store; else from the cache, or quantized in this thread.
+
+    Raises CheckpointError; OutputError where a calibrated block is not in its store any more.
+    """
+    if quantizer.calibrated is not None and m.format.bits == 4:
+        found = load_block(model, m, start, stop, quantizer.calibrated)
+        if found is None:
+            place = quantizer.calibrated.cache.directory
+            raise OutputError(f"calibrated weights of {m.weight} have gone from {place} since they were made; build again")
+        return found
     if quantizer.cache is None:
         return _fresh(model, m, start, stop, quantizer)
-    file, begin, end = model.place(m.weight, start, stop)
-    source = quantizer.sources[file]
-    searched = quantizer.search and m.format.bits == 4
-    facts = (source.sha256, m.format.bits, m.format.group, searched, VERSION)
-    group, name = kept.group_name(facts), f"{begin}-{end}"
+    store = Kept(quantizer.cache, quantizer.sources, "search" if quantizer.search and m.format.bits == 4 else "min/max")
+    found = load_block(model, m, start, stop, store)
+    if found is None:
+        found = _fresh(model, m, start, stop, quantizer)
+        store_block(model, m, start, stop, found, store)
+    return found
+
+
+def load_block(model: Model, m: Wanted, start: int, stop: int, store: Kept) -> QuantizedTensor | None:
+    """These rows as ``store`` holds them, or None."""
+    _, group, name = _place(model, m, start, stop, store)
     shape = (stop - start, m.shape[1])
-    payload = kept.load(quantizer.cache, group, name, sum(_sizes(shape, m.format)))
-    if payload is not None:
-        return _unpack(payload, shape, m.format)
-    made = _fresh(model, m, start, stop, quantizer)
+    payload = kept.load(store.cache, group, name, sum(_sizes(shape, m.format)))
+    return None if payload is None else _unpack(payload, shape, m.format)
+
+
+def store_block(model: Model, m: Wanted, start: int, stop: int, made: QuantizedTensor, store: Kept) -> None:
+    """Keeps quantized rows, unless the store takes nothing more. Raises CheckpointError when their file was changed meanwhile."""
+    file, group, name = _place(model, m, start, stop, store)
     # Looked at after the rows were read: what is kept is surely of the file that was digested.
-    if kept.stamp(file) != source.stamp:
+    if kept.stamp(file) != store.sources[file].stamp:
         raise CheckpointError(f"{file} was changed while it was built from; wait until it is complete, then build again")
     about = {"model": model.checkpoint.source.name, "file": file.name, "format": f"INT{m.format.bits} g{m.format.group}"}
-    kept.store(quantizer.cache, group, name, _pack(made), about)
-    return made
+    kept.store(store.cache, group, name, _pack(made), about)
+
+
+def _place(model: Model, m: Wanted, start: int, stop: int, store: Kept) -> tuple[Path, str, str]:
+    """The checkpoint file of these rows, and the group and name of their block."""
+    file, begin, end = model.place(m.weight, start, stop)
+    kind = ("symmetric",) if m.format.symmetric else ()
+    facts = (store.sources[file].sha256, m.format.bits, m.format.group, store.method, VERSION, *kind)
+    return file, kept.group_name(facts), f"{begin}-{end}"
 
 
 def _fresh(model: Model, m: Wanted, start: int, stop: int, quantizer: Quantizer) -> QuantizedTensor:

@@ -14,8 +14,16 @@ from edgekit.errors import ContextOverflow, UsageError
 from edgekit.models.decoder import DecoderConfig
 
 Array = NDArray[np.float32]
+Seen = Callable[[str, Array], None]
+"""Told, before a layer's matrix is asked for, its canonical name and all the inputs [sum of T, K] it will meet."""
+VERSION = 1
+"""Of the logits: raised by whoever changes any of them beyond rounding, or kept ones would be taken for new."""
 ROWS = 2048  # positions that go through an MLP or a norm at a time
 SCORES = 1 << 25  # attention scores held at a time (128 MB)
+
+
+def nobody(name: str, inputs: Array) -> None:
+    """Looks on and keeps nothing."""
 
 
 def reference_logits(decoder: DecoderConfig, tensor: Callable[[str], Array], tokens: Sequence[int], *, last: int | None = None) -> Array:
@@ -24,11 +32,17 @@ def reference_logits(decoder: DecoderConfig, tensor: Callable[[str], Array], tok
 
 
 def reference_logits_many(
-    decoder: DecoderConfig, tensor: Callable[[str], Array], sequences: Sequence[Sequence[int]], *, last: int | None = None
+    decoder: DecoderConfig,
+    tensor: Callable[[str], Array],
+    sequences: Sequence[Sequence[int]],
+    *,
+    last: int | None = None,
+    seen: Seen = nobody,
 ) -> list[Array]:
     """Logits of several sequences in one pass over the layers: each weight is asked for once (a tied embedding twice).
 
     tensor: canonical name -> float32 weight, such as ``Model.tensor``, or one that gives dequantized weights.
+    seen:   so that ``tensor`` may choose by the inputs what it gives (calibration).
     last:   only the last ``last`` positions of each sequence (all of a shorter one).
     LongRoPE takes the long frequencies for a whole sequence longer than the switch, as a full forward without cache does.
     Returns float32 [T, V] for each. Raises UsageError (no tokens, an id outside the vocabulary) or ContextOverflow.
@@ -41,8 +55,8 @@ def reference_logits_many(
     spans = [slice(int(a), int(b)) for a, b in pairwise(starts)]
     hidden = tensor("embed_tokens")[np.concatenate([np.asarray(tokens, dtype=np.int64) for tokens in sequences])]
     for i in range(decoder.layers):
-        _attention(decoder, tensor, i, hidden, spans)
-        _mlp(decoder, tensor, i, hidden)
+        _attention(decoder, tensor, i, hidden, spans, seen)
+        _mlp(decoder, tensor, i, hidden, seen)
     kept = [hidden[span][-last:] if last is not None else hidden[span] for span in spans]
     normed = _rms_norm(np.concatenate(kept), tensor("norm"), decoder.norm_eps)
     logits = normed @ tensor("embed_tokens" if decoder.tied else "lm_head").T
@@ -64,11 +78,12 @@ def _rms_norm(x: Array, weight: Array, eps: float) -> Array:
     return normed
 
 
-def _attention(decoder: DecoderConfig, tensor: Callable[[str], Array], i: int, hidden: Array, spans: Sequence[slice]) -> None:
+def _attention(decoder: DecoderConfig, tensor: Callable[[str], Array], i: int, hidden: Array, spans: Sequence[slice], seen: Seen) -> None:
     """Adds the attention of layer ``i`` to ``hidden`` [sum of T, D] in place; sequences see only themselves."""
     normed = _rms_norm(hidden, tensor(f"layers.{i}.input_norm"), decoder.norm_eps)
     projected = []
     for part in ("q_proj", "k_proj", "v_proj"):
+        seen(f"layers.{i}.{part}", normed)
         out = normed @ tensor(f"layers.{i}.{part}").T
         if decoder.qkv_bias:
             out += tensor(f"layers.{i}.{part}.bias")
@@ -80,7 +95,9 @@ def _attention(decoder: DecoderConfig, tensor: Callable[[str], Array], i: int, h
         cos, sin = decoder.rope.cos_sin(length, long=decoder.rope.is_long(length))
         turned = _rotate(q[:, span], cos, sin), _rotate(k[:, span], cos, sin)
         mixed[:, span] = _attend(*turned, v[:, span], decoder.windows[i])
-    hidden += mixed.transpose(1, 0, 2).reshape(len(hidden), -1) @ tensor(f"layers.{i}.o_proj").T
+    joined = mixed.transpose(1, 0, 2).reshape(len(hidden), -1)
+    seen(f"layers.{i}.o_proj", joined)
+    hidden += joined @ tensor(f"layers.{i}.o_proj").T
 
 
 def _rotate(x: Array, cos: Array, sin: Array) -> Array:
@@ -110,14 +127,23 @@ def _attend(q: Array, k: Array, v: Array, window: int | None) -> Array:
     return out.reshape(heads, length, dim)
 
 
-def _mlp(decoder: DecoderConfig, tensor: Callable[[str], Array], i: int, hidden: Array) -> None:
-    """Adds the SwiGLU MLP of layer ``i`` to ``hidden`` in place, some rows at a time."""
+def _mlp(decoder: DecoderConfig, tensor: Callable[[str], Array], i: int, hidden: Array, seen: Seen) -> None:
+    """Adds the SwiGLU MLP of layer ``i`` to ``hidden`` in place, some rows at a time; all at once where somebody looks on."""
     norm = tensor(f"layers.{i}.post_attention_norm")
-    gate, up, down = (tensor(f"layers.{i}.{part}") for part in ("gate_proj", "up_proj", "down_proj"))
-    for start in range(0, len(hidden), ROWS):
-        rows = hidden[start : start + ROWS]
+    step = ROWS if seen is nobody else max(1, len(hidden))
+    weights: list[Array] = []
+    for start in range(0, len(hidden), step):
+        rows = hidden[start : start + step]
         normed = _rms_norm(rows, norm, decoder.norm_eps)
-        gated = normed @ gate.T
+        if not weights:
+            seen(f"layers.{i}.gate_proj", normed)
+            seen(f"layers.{i}.up_proj", normed)
+            weights = [tensor(f"layers.{i}.{part}") for part in ("gate_proj", "up_proj")]
+        gated = normed @ weights[0].T
         with np.errstate(over="ignore"):  # exp may overflow to infinity, which makes silu 0, as it should
             gated /= np.float32(1) + np.exp(-gated)
-        rows += (gated * (normed @ up.T)) @ down.T
+        gated *= normed @ weights[1].T
+        if len(weights) == 2:
+            seen(f"layers.{i}.down_proj", gated)
+            weights.append(tensor(f"layers.{i}.down_proj"))
+        rows += gated @ weights[2].T

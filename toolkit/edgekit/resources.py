@@ -1,8 +1,10 @@
-"""Finds the data folders that lie beside the package: ``targets`` and ``profiles``."""
+"""Files that come with the package or are named by the user: ``targets`` and ``profiles``, text; and the user's cache folder."""
 
+import sys
+from collections.abc import Mapping
 from pathlib import Path
 
-from edgekit.errors import EdgekitError
+from edgekit.errors import EdgekitError, UsageError
 
 _PACKAGE = Path(__file__).parent
 
@@ -14,3 +16,29 @@ def data_folder(name: str) -> Path:
         if place.is_dir():
             return place
     raise EdgekitError(f"the data folder {name!r} is missing, looked in {places[0]} and {places[1]}; install edgekit again")
+
+
+def read_text(path: Path) -> str:
+    """A UTF-8 text file that the user named. Raises UsageError."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror or error}") from None
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path} is not UTF-8 (byte {error.start}); save it as UTF-8 text") from None
+
+
+def cache_folder(environment: Mapping[str, str]) -> Path:
+    """EDGEKIT_CACHE, or the platform's place. Makes nothing."""
+    own = environment.get("EDGEKIT_CACHE")
+    if own:
+        return Path(own).absolute()
+    home = Path.home()
+    if sys.platform == "win32":
+        local = environment.get("LOCALAPPDATA")
+        return (Path(local) if local else home / "AppData" / "Local") / "edgekit" / "Cache"
+    if sys.platform == "darwin":
+        return home / "Library" / "Caches" / "edgekit"
+    xdg = environment.get("XDG_CACHE_HOME", "")
+    # A relative path is invalid and to be ignored, says the XDG specification.
+    return (Path(xdg) if Path(xdg).is_absolute() else home / ".cache") / "edgekit"

@@ -16,6 +16,7 @@ from edgekit.quant.pack import pack_nibbles, pack_zero_points, unpack_nibbles, u
 from edgekit.quant.rtn import F32, GRIDS, Block, block, min_max, steps
 from edgekit.quant.scheme import GROUPS, SCHEMES, Format, QuantizedTensor, QuantScheme, scheme
 from edgekit.quant.search import search as search_scales
+from edgekit.quant.symmetric import symmetric as symmetric_scales
 
 __all__ = [
     "GROUPS",
@@ -54,6 +55,7 @@ def quantize(weight: Weight, format: Format, *, name: str, search: bool = True, 
     4 bits: portable INT4, every weight ``(q - z) * s`` exact in float16. ``search`` (source: ``search.py``) looks for a scale and zero
     point with less squared error than min/max; no group ever gets a worse one.
     8 bits: plain min/max with any normal float16 scale; its weights need up to 19 bits, so they are NOT exact in float16.
+    Symmetric 4 bits: every zero point is 8 (``symmetric.py``), and what is said of grids and min/max does not hold.
     Both: zeros stay exactly 0; a group that already lies on a 4-bit grid comes back with == (for 8 bits also on a grid of its own making);
     the error is at most half a scale within the grid's reach (``rtn.min_max`` states the bound).
 
@@ -71,7 +73,7 @@ def quantize(weight: Weight, format: Format, *, name: str, search: bool = True, 
     scales = np.empty((n, groups), np.float16)
     zeros = np.empty((n, groups), np.uint8)
     rows = max(1, CHUNK // (groups * g))
-    kernel = native.KERNEL
+    kernel = None if format.symmetric else native.KERNEL  # which knows no symmetric form
 
     def numpy_worker() -> Rows:
         return _numpy_rows(weight, format, name, search, (codes, scales, zeros), min(rows, n))
@@ -99,9 +101,12 @@ def _numpy_rows(weight: Weight, format: Format, name: str, search: bool, out: Ar
         _load_columns(widen(weight[start:stop]), w.reshape(g, stop - start, groups))
         piece = block(w, grid)
         scale, zero = _plain(piece, format, name)
-        if search and format.bits == 4:
-            scale, zero = search_scales(piece, (scale, zero), (a, b))
-        reproduce(piece, scale, zero)
+        if format.symmetric:
+            scale, zero = symmetric_scales(piece, (a, b), search=search)
+        else:
+            if search and format.bits == 4:
+                scale, zero = search_scales(piece, (scale, zero), (a, b))
+            reproduce(piece, scale, zero)
         r = steps(piece, scale, zero, a)
         codes[start:stop] = _codes(r, zero, format.bits, b).T.reshape(stop - start, groups, -1)
         scales[start:stop] = scale.reshape(stop - start, groups)
@@ -161,7 +166,7 @@ def storage_bytes(t: QuantizedTensor) -> int:
 def _check(weight: Weight, format: Format) -> None:
     if weight.ndim != 2 or weight.dtype not in (np.float32, np.uint16) or 0 in weight.shape:
         raise ValueError(f"quantize takes a matrix of float32 or bfloat16's bits that is not empty, got {weight.dtype} {weight.shape}")
-    if format.bits not in GRIDS or format.group not in GROUPS:
+    if format.bits not in GRIDS or format.group not in GROUPS or (format.symmetric and format.bits != 4):
         raise ValueError(f"{format} is not known; bits: {', '.join(map(str, GRIDS))}, group: {', '.join(map(str, GROUPS))}")
 
 

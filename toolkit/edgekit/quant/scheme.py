@@ -12,10 +12,14 @@ GROUPS = (32, 64, 128)
 
 @dataclass(frozen=True)
 class Format:
-    """How one matrix is stored: affine codes of ``bits`` (4 or 8) with a scale and zero point for each group of ``group`` along K."""
+    """How one matrix is stored: affine codes of ``bits`` (4 or 8) with a scale and zero point for each group of ``group`` along K.
+
+    symmetric: every zero point is 8 (4 bits only), for devices that have none: a part of portable INT4 that rounds worse.
+    """
 
     bits: int
     group: int
+    symmetric: bool = False
 
     @property
     def bits_per_weight(self) -> float:
@@ -59,7 +63,12 @@ def _int4(group: int) -> QuantScheme:
     return QuantScheme(f"int4-g{group}", linear=Format(4, group), embedding=fine, lm_head=fine)
 
 
-SCHEMES: dict[str, QuantScheme] = {s.name: s for s in [_int4(32), _int4(64), _int4(128)]}
+def _symmetric(group: int) -> QuantScheme:
+    fine = Format(8, group)
+    return QuantScheme(f"int4-sym-g{group}", linear=Format(4, group, symmetric=True), embedding=fine, lm_head=fine)
+
+
+SCHEMES: dict[str, QuantScheme] = {s.name: s for s in [_int4(32), _int4(64), _int4(128), _symmetric(128)]}
 
 
 def scheme(name: str) -> QuantScheme:

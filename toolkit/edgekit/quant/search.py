@@ -31,7 +31,7 @@ def search(groups: Block, plain: tuple[F32, F32], scratch: tuple[F32, F32]) -> t
     for trial in TRIALS:
         scale = np.maximum(span / np.float32(trial), SMALLEST)
         zero = np.clip(np.rint(-groups.lo / scale - np.float32((trial - grid.levels) / 2)), np.float32(0), np.float32(grid.levels))
-        dot, square = _fit(groups, scale, zero, scratch)
+        dot, square = fit(groups, scale, zero, scratch)
         fitted = dot / square
         gain = dot * fitted
         better = gain > best_gain
@@ -44,7 +44,7 @@ def search(groups: Block, plain: tuple[F32, F32], scratch: tuple[F32, F32]) -> t
     return np.where(beaten, scale, plain[0]), np.where(beaten, best_zero, plain[1])
 
 
-def _fit(groups: Block, scale: F32, zero: F32, scratch: tuple[F32, F32]) -> tuple[F32, F32]:
+def fit(groups: Block, scale: F32, zero: F32, scratch: tuple[F32, F32]) -> tuple[F32, F32]:
     """``<w, r>`` and ``<r, r>`` (at least 1, so that it divides), each [B], for the codes r of that scale and zero point."""
     r, product = scratch
     np.multiply(groups.w, np.float32(1) / scale, out=r)

@@ -18,20 +18,23 @@ import importlib
 import operator
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
-from edgekit.artifact import Manifest, load_artifact
+from edgekit.artifact import Artifact, Manifest, load_artifact
 from edgekit.engines import ENGINES
-from edgekit.errors import ArtifactError, TemplateError, UsageError
-from edgekit.runtime.chat import ChatTemplate, Messages, check_template, open_template
+from edgekit.errors import ArtifactError, EdgekitError, TemplateError, UsageError
 from edgekit.runtime.constrain import Constraint, Forms, Guide, constraint
 from edgekit.runtime.generate import Completion, Finish, Step, collect, generate
 from edgekit.runtime.prefix import PrefixCache
 from edgekit.runtime.sampling import GREEDY, Processor, Sampling
 from edgekit.runtime.session import Session
 from edgekit.runtime.tokenizer import Tokenizer, check_tokenizer, open_tokenizer
+
+if TYPE_CHECKING:
+    from edgekit.runtime.chat import ChatTemplate, Messages
 
 __all__ = ["Completion", "Finish", "Processor", "Runtime", "Sampling", "Session", "Step", "Tokenizer", "load"]
 
@@ -43,13 +46,32 @@ def load(directory: str | Path, *, threads: int | None = None) -> "Runtime":
     Raises ArtifactError, TemplateError, EngineMissing (saying which extra to install), EngineError.
     """
     artifact = load_artifact(directory)
+    with ThreadPoolExecutor(1) as pool:
+        texts = pool.submit(open_text, artifact)  # while the engine reads the weights: about 0.1 s of 2
+        try:
+            session = _open_session(artifact.directory, artifact.manifest, threads)
+        except EdgekitError:
+            texts.result()  # what is wrong with the files is said before what is wrong with the engine
+            raise
+        try:
+            tokenizer, template = texts.result()
+        except BaseException:
+            session.close()
+            raise
+    return Runtime(artifact.manifest, tokenizer, template, session)
+
+
+def open_text(artifact: Artifact) -> "tuple[Tokenizer, ChatTemplate | None]":
+    """Tokenizer and chat template, which give what the manifest's vectors say. Raises ArtifactError, TemplateError."""
+    from edgekit.runtime.chat import check_template, open_template  # Jinja: imported while the engine loads
+
     manifest = artifact.manifest
     tokenizer = open_tokenizer(artifact.directory, bos=manifest.tokens.bos if manifest.tokens.add_bos else None)
     check_tokenizer(tokenizer, manifest.conformance.encode)
     template = open_template(artifact.directory, manifest.chat_template) if manifest.chat_template is not None else None
     if template is not None:
         check_template(template, manifest.conformance.chat)
-    return Runtime(manifest, tokenizer, template, _open_session(artifact.directory, manifest, threads))
+    return tokenizer, template
 
 
 class Runtime:
@@ -58,7 +80,7 @@ class Runtime:
     The tokens of the last sequence stay in the session's cache: a prompt that begins with them costs only what is new.
     """
 
-    def __init__(self, manifest: Manifest, tokenizer: Tokenizer, template: ChatTemplate | None, session: Session) -> None:
+    def __init__(self, manifest: Manifest, tokenizer: Tokenizer, template: "ChatTemplate | None", session: Session) -> None:
         self.manifest = manifest
         self.tokenizer = tokenizer
         self.session = session
@@ -96,7 +118,7 @@ class Runtime:
 
     def chat(
         self,
-        messages: Messages,
+        messages: "Messages",
         *,
         sampling: Sampling = GREEDY,
         max_tokens: int | None = None,
@@ -118,7 +140,7 @@ class Runtime:
 
     def complete(
         self,
-        prompt: str | Sequence[int] | Messages,
+        prompt: "str | Sequence[int] | Messages",
         *,
         sampling: Sampling = GREEDY,
         max_tokens: int | None = None,
@@ -132,14 +154,14 @@ class Runtime:
         """The whole answer to chat messages, or the continuation of text or token ids, with its timings."""
         began = time.perf_counter()
         if chat := _is_chat(prompt):
-            ids: Sequence[int] = self.tokenizer.encode(self.render(cast(Messages, prompt)))
+            ids: Sequence[int] = self.tokenizer.encode(self.render(cast("Messages", prompt)))
         else:
             ids = self._ids(cast(str | Sequence[int], prompt))
         wanted = constraint(json_schema=json_schema, regex=regex, grammar=grammar)
         steps = self._generate(ids, () if chat else ids, sampling, max_tokens, stop, processors, lookup, wanted)
         return collect(steps, len(ids), began)
 
-    def render(self, messages: Messages, *, tools: Sequence[Mapping[str, object]] | None = None) -> str:
+    def render(self, messages: "Messages", *, tools: Sequence[Mapping[str, object]] | None = None) -> str:
         """The prompt that the chat template makes of ``messages`` (at least one). Raises TemplateError, UsageError."""
         _check_messages(messages)
         if self._template is None:
@@ -204,7 +226,7 @@ class Runtime:
         )
 
 
-def _is_chat(prompt: str | Sequence[int] | Messages) -> bool:
+def _is_chat(prompt: "str | Sequence[int] | Messages") -> bool:
     return isinstance(prompt, Sequence) and len(prompt) > 0 and isinstance(prompt[0], Mapping)
 
 

@@ -3,7 +3,14 @@
 options.py       what a target may set
 weights.py       model.onnx.data: offsets first, then one block of rows at a time
 graph.py         model.onnx
+proto.py         its bytes
 genai_config.py  genai_config.json
 export.py        the three together
 session.py       running it; imports none of the above
 """
+
+import os
+
+# ONNX Runtime's builds from 1.29 on report to Microsoft. Only this, set before it is first imported, stops all of it:
+# disable_telemetry_events comes after a report about the process (microsoft/onnxruntime#27379, #25573).
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")

@@ -3,8 +3,6 @@
 import json
 from pathlib import Path
 
-import onnx_ir as ir
-
 from edgekit.companions import read_companions
 from edgekit.engines.exported import Exported, Footprint
 from edgekit.engines.onnx import weights
@@ -12,6 +10,7 @@ from edgekit.engines.onnx.genai_config import genai_config
 from edgekit.engines.onnx.graph import build
 from edgekit.engines.onnx.kernels import check_kernels
 from edgekit.engines.onnx.options import OnnxOptions, onnx_options
+from edgekit.engines.onnx.proto import Graph, serialize
 from edgekit.engines.onnx.providers import PROVIDERS
 from edgekit.errors import TargetError
 from edgekit.models import Model
@@ -28,7 +27,7 @@ def check(model: Model, scheme: QuantScheme, target: Target) -> None:
     plan(model, scheme, target)
 
 
-def plan(model: Model, scheme: QuantScheme, target: Target) -> tuple[ir.Model, weights.DataFile]:
+def plan(model: Model, scheme: QuantScheme, target: Target) -> tuple[Graph, weights.DataFile]:
     """The graph and where its weights will lie, checked against what the provider's kernels take. Raises TargetError."""
     options = onnx_options(target)
     decoder = model.decoder
@@ -47,7 +46,7 @@ def footprint(model: Model, scheme: QuantScheme, target: Target) -> Footprint:
     """The planned size of ``model.onnx.data``; keys and values of every layer, in the precision of the activations."""
     decoder = model.decoder
     _, data = plan(model, scheme, target)
-    return Footprint(data.size, 2 * int(data.floats.itemsize) * decoder.layers * decoder.kv_heads * decoder.head_dim)
+    return Footprint(data.size, 2 * data.floats.itemsize * decoder.layers * decoder.kv_heads * decoder.head_dim)
 
 
 def export(
@@ -58,7 +57,7 @@ def export(
     context = min(model.decoder.context, target.context)
     options = onnx_options(target)
     weights.write(data, model, directory, progress, quantizer)
-    (directory / FILE).write_bytes(ir.to_proto(graph).SerializeToString(deterministic=True))
+    (directory / FILE).write_bytes(serialize(graph))
     companions = read_companions(model.checkpoint, model.decoder.vocab_size)
     pad = companions.generation.get("pad_token_id")
     config = genai_config(model.decoder, context, FILE, companions.tokens, pad if isinstance(pad, int) else None, options.provider)

@@ -14,15 +14,14 @@ The batch is 1: another is refused by ONNX Runtime rather than computed wrongly.
 https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
-import onnx_ir as ir
 from numpy.typing import NDArray
-from onnx_ir.tape import Tape
 
 from edgekit.engines.onnx.options import OnnxOptions
+from edgekit.engines.onnx.proto import Attributes, DataType, Graph, Tape, Value, constant
 from edgekit.engines.onnx.weights import DataFile, Matrix, initializer, matrix, row_bytes, table, vector
 from edgekit.errors import TargetError
 from edgekit.models.decoder import DecoderConfig, Rope
@@ -31,7 +30,6 @@ from edgekit.quant.scheme import Format, QuantScheme
 MICROSOFT = "com.microsoft"
 OPSETS = {"": 20, MICROSOFT: 1}
 IR_VERSION = 10
-Attributes = Mapping[str, int | float]
 
 
 @dataclass(frozen=True)
@@ -45,7 +43,7 @@ class Plan:
     options: OnnxOptions
     tape: Tape
     data: DataFile
-    constants: dict[str, ir.Value]
+    constants: dict[str, Value]
 
 
 @dataclass(frozen=True)
@@ -53,21 +51,20 @@ class Shared:
     """Values that every layer reads. ``positions``: for the CPU the table row of every new token [1, S], None where
     GroupQueryAttention's own count is right; for DirectML the row of the first one [1]; else None."""
 
-    seqlens_k: ir.Value
-    total: ir.Value
-    cos: ir.Value
-    sin: ir.Value
-    positions: ir.Value | None
+    seqlens_k: Value
+    total: Value
+    cos: Value
+    sin: Value
+    positions: Value | None
 
 
-def build(decoder: DecoderConfig, scheme: QuantScheme, context: int, options: OnnxOptions) -> tuple[ir.Model, DataFile]:
+def build(decoder: DecoderConfig, scheme: QuantScheme, context: int, options: OnnxOptions) -> tuple[Graph, DataFile]:
     """The graph for sequences up to ``context`` tokens, and the plan of the data file its initializers lie in."""
     plan = Plan(decoder, scheme, context, options, Tape(), DataFile(options.floats), {})
-    tokens = ir.Value(name="input_ids", type=ir.TensorType(ir.DataType.INT64), shape=ir.Shape([1, "sequence_length"]))
-    mask = ir.Value(name="attention_mask", type=ir.TensorType(ir.DataType.INT64), shape=ir.Shape([1, "total_sequence_length"]))
-    rope_length = ir.Value(name="rope_length", type=ir.TensorType(ir.DataType.INT64), shape=ir.Shape([1]))
-    positions = ir.Value(name="logits_positions", type=ir.TensorType(ir.DataType.INT64), shape=ir.Shape(["logits_length"]))
-    positions.const_value = ir.tensor(np.full(1, -1, np.int64), name="logits_positions")
+    tokens = Value("input_ids", DataType.INT64, (1, "sequence_length"))
+    mask = Value("attention_mask", DataType.INT64, (1, "total_sequence_length"))
+    rope_length = constant("rope_length", np.zeros(1, np.int64))
+    positions = constant("logits_positions", np.full(1, -1, np.int64))
     inputs, outputs = [tokens, mask], []
     shared = rotary(plan, tokens, mask, rope_length)
     hidden, embedding = embed(plan, tokens)
@@ -85,21 +82,17 @@ def build(decoder: DecoderConfig, scheme: QuantScheme, context: int, options: On
         hidden, residual = add_norm(plan, following, mlp(plan, i, hidden), residual)
         inputs += past
         outputs += present
-    logits = ir.Value(name="logits", type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape([1, 1, decoder.vocab_size]))
+    logits = Value("logits", DataType.FLOAT, (1, 1, decoder.vocab_size))
     head(plan, hidden, embedding, logits)
     # An embedding that is not tied is read by one operator only, so one of its two views goes unused.
-    initializers = [value for value in (*plan.constants.values(), *plan.data.initializers) if value.uses()]
-    optional = [positions]
-    if rope_length.uses():
-        rope_length.const_value = ir.tensor(np.zeros(1, np.int64), name="rope_length")
-        optional.append(rope_length)
-    inputs += optional
-    initializers += optional
-    graph = ir.Graph(inputs, [logits, *outputs], nodes=plan.tape.nodes, initializers=initializers, opset_imports=OPSETS, name="decoder")
-    return ir.Model(graph, ir_version=IR_VERSION, producer_name="edgekit"), plan.data
+    read = plan.tape.read()
+    initializers = [value for value in (*plan.constants.values(), *plan.data.initializers) if value.name in read]
+    optional = [replace(positions, shape=("logits_length",))] + ([rope_length] if rope_length.name in read else [])
+    graph = Graph(plan.tape.nodes, [*inputs, *optional], [logits, *outputs], [*initializers, positions, *optional[1:]], OPSETS, IR_VERSION)
+    return graph, plan.data
 
 
-def rotary(plan: Plan, tokens: ir.Value, mask: ir.Value, rope_length: ir.Value) -> Shared:
+def rotary(plan: Plan, tokens: Value, mask: Value, rope_length: Value) -> Shared:
     """Sequence lengths, rotary tables and, for LongRoPE, the rows of the tables that the new tokens use.
 
     LongRoPE takes the short factors for a whole sequence of up to ``switch`` tokens and the long ones for a whole longer one. The
@@ -113,9 +106,9 @@ def rotary(plan: Plan, tokens: ir.Value, mask: ir.Value, rope_length: ir.Value) 
     """
     rope, context = plan.decoder.rope, plan.context
     length = op(plan, "ReduceSum", [mask, const(plan, "axis_1", [1])], {"keepdims": 0})
-    seqlens_k = op(plan, "Cast", [op(plan, "Sub", [length, const(plan, "one", [1])])], {"to": ir.DataType.INT32.value})
+    seqlens_k = op(plan, "Cast", [op(plan, "Sub", [length, const(plan, "one", [1])])], {"to": DataType.INT32})
     mask_length = op(plan, "Shape", [mask], {"start": 1, "end": 2})
-    total = op(plan, "Cast", [mask_length], {"to": ir.DataType.INT32.value})
+    total = op(plan, "Cast", [mask_length], {"to": DataType.INT32})
     short = rope.switch if rope.switch is not None and context > rope.switch else context
     rows = short if short == context else short + context
     shape = (rows, rope.dims // 2)
@@ -148,7 +141,7 @@ def rope_rows(rope: Rope, short: int, rows: int) -> tuple[NDArray[np.float32], N
     return np.concatenate([cos for cos, _ in tables]), np.concatenate([sin for _, sin in tables])
 
 
-def embed(plan: Plan, tokens: ir.Value) -> tuple[ir.Value, Matrix]:
+def embed(plan: Plan, tokens: Value) -> tuple[Value, Matrix]:
     """floats [1, S, D], and the matrix it was gathered from."""
     decoder, fmt = plan.decoder, plan.scheme.format_of("embed_tokens")
     weight = quantized(plan, "embed_tokens", ["embed_tokens"], fmt)
@@ -161,29 +154,29 @@ def embed(plan: Plan, tokens: ir.Value) -> tuple[ir.Value, Matrix]:
     return hidden, weight
 
 
-def gather_quantized(plan: Plan, tokens: ir.Value, weight: Matrix) -> ir.Value:
+def gather_quantized(plan: Plan, tokens: Value, weight: Matrix) -> Value:
     """Rows of the matrix, filled up to whole groups."""
     fmt = weight.format
     # The operator wants [V, K]: the same bytes of the file that lm_head reads as [V, G, g] where it is tied.
     shape = (weight.shape[0], row_bytes(weight.shape[1], fmt, plan.data.floats)[0])
-    rows = initializer(plan.data, "embed_tokens.rows", ir.DataType.UINT8, shape, weight.offset)
+    rows = initializer(plan.data, "embed_tokens.rows", DataType.UINT8, shape, weight.offset)
     attributes = {"bits": fmt.bits, "block_size": fmt.group, "gather_axis": 0, "quantize_axis": 1}
     inputs = [rows, tokens, weight.scales, weight.zeros]
     return op(plan, "GatherBlockQuantized", inputs, attributes, domain=MICROSOFT, name="embed_tokens")
 
 
-def gather_in_steps(plan: Plan, tokens: ir.Value, weight: Matrix) -> ir.Value:
+def gather_in_steps(plan: Plan, tokens: Value, weight: Matrix) -> Value:
     """The same of an 8-bit matrix where there is no GatherBlockQuantized: codes, zero points and scales gathered, ``(q - z) * s``."""
     if weight.format.bits != 8:
         raise TargetError(f"DirectML has no lookup in {weight.format.bits}-bit weights; take a scheme whose embedding has 8 bits")
-    to, last = {"to": plan.data.floats.value}, const(plan, "axis_last", [-1])
+    to, last = {"to": plan.data.floats}, const(plan, "axis_last", [-1])
     codes, scales, zeros = (op(plan, "Gather", [value, tokens], {"axis": 0}) for value in (weight.codes, weight.scales, weight.zeros))
     centred = op(plan, "Sub", [op(plan, "Cast", [codes], to), op(plan, "Unsqueeze", [op(plan, "Cast", [zeros], to), last])])
     weights = op(plan, "Mul", [centred, op(plan, "Unsqueeze", [scales, last])])
     return op(plan, "Reshape", [weights, const(plan, "rows_shape", [0, 0, -1])], name="embed_tokens")
 
 
-def attention(plan: Plan, i: int, hidden: ir.Value, shared: Shared, past: Sequence[ir.Value], present: Sequence[ir.Value]) -> ir.Value:
+def attention(plan: Plan, i: int, hidden: Value, shared: Shared, past: Sequence[Value], present: Sequence[Value]) -> Value:
     """[1, S, heads * head_dim]. Rotates queries and keys, appends to the cache and attends, all in one operator but on DirectML."""
     decoder, at = plan.decoder, f"layers.{i}"
     qkv = fused(plan, f"{at}.qkv_proj", [f"{at}.{p}_proj" for p in "qkv"], hidden)
@@ -196,50 +189,48 @@ def attention(plan: Plan, i: int, hidden: ir.Value, shared: Shared, past: Sequen
         # The operator counts as Hugging Face does, the token itself included, from ONNX Runtime 1.24 on.
         "local_window_size": -1 if window is None or window >= plan.context else window,
     }
-    inputs: list[ir.Value | None]
+    inputs: list[Value | None]
     if plan.options.provider == "dml":
         sizes = const(plan, "qkv_sizes", [heads * decoder.head_dim for heads in (decoder.heads, decoder.kv_heads, decoder.kv_heads)])
-        q, k, v = plan.tape.op_multi_out("Split", [qkv, sizes], {"axis": -1}, num_outputs=3, name=f"{at}.qkv_split")
+        q, k, v = plan.tape.add("Split", [qkv, sizes], {"axis": -1}, outputs=3, name=f"{at}.qkv_split")
         q, k = rotated(plan, f"{at}.q_rotary", q, decoder.heads, shared), rotated(plan, f"{at}.k_rotary", k, decoder.kv_heads, shared)
         inputs = [q, k, v, *past, shared.seqlens_k, shared.total]
     else:
         inputs = [qkv, None, None, *past, shared.seqlens_k, shared.total, shared.cos, shared.sin, shared.positions]
-    attended = ir.Value(name=f"{at}.attention.output")
-    plan.tape.op_multi_out(
-        "GroupQueryAttention", inputs, attributes, outputs=[attended, *present], domain=MICROSOFT, name=f"{at}.attention"
-    )
+    attended = Value(f"{at}.attention.output")
+    plan.tape.add("GroupQueryAttention", inputs, attributes, outputs=[attended, *present], domain=MICROSOFT, name=f"{at}.attention")
     return attended
 
 
-def rotated(plan: Plan, name: str, x: ir.Value, heads: int, shared: Shared) -> ir.Value:
+def rotated(plan: Plan, name: str, x: Value, heads: int, shared: Shared) -> Value:
     """x [1, S, heads * head_dim] with every head rotated. The operator gets whole heads: DirectML's knows no partial rotation."""
     dims, size = plan.decoder.rope.dims, plan.decoder.head_dim
 
-    def turn(part: ir.Value) -> ir.Value:
+    def turn(part: Value) -> Value:
         return op(plan, "RotaryEmbedding", [part, shared.positions, shared.cos, shared.sin], domain=MICROSOFT, name=name)
 
-    def shaped(value: ir.Value, *shape: int) -> ir.Value:
+    def shaped(value: Value, *shape: int) -> Value:
         return op(plan, "Reshape", [value, const(plan, "shape_" + "_".join(map(str, shape)), [0, 0, *shape])])
 
     if dims == size:
         return turn(x)
     sizes = const(plan, "rotary_sizes", [dims, size - dims])
-    part, rest = plan.tape.op_multi_out("Split", [shaped(x, heads, size), sizes], {"axis": -1}, num_outputs=2, name=f"{name}.split")
+    part, rest = plan.tape.add("Split", [shaped(x, heads, size), sizes], {"axis": -1}, outputs=2, name=f"{name}.split")
     turned = shaped(turn(shaped(part, heads * dims)), heads, dims)
     return shaped(op(plan, "Concat", [turned, rest], {"axis": -1}), heads * size)
 
 
-def mlp(plan: Plan, i: int, hidden: ir.Value) -> ir.Value:
+def mlp(plan: Plan, i: int, hidden: Value) -> Value:
     """down(silu(gate(x)) * up(x))."""
     at, size = f"layers.{i}", plan.decoder.intermediate_size
     gate_up = fused(plan, f"{at}.gate_up_proj", [f"{at}.gate_proj", f"{at}.up_proj"], hidden)
     sizes = const(plan, "gate_up_sizes", [size, size])
-    gate, up = plan.tape.op_multi_out("Split", [gate_up, sizes], {"axis": -1}, num_outputs=2, name=f"{at}.split")
+    gate, up = plan.tape.add("Split", [gate_up, sizes], {"axis": -1}, outputs=2, name=f"{at}.split")
     activated = op(plan, "QuickGelu", [gate], {"alpha": 1.0}, domain=MICROSOFT, name=f"{at}.silu")  # with alpha 1 it is SiLU
     return projection(plan, f"{at}.down_proj", op(plan, "Mul", [activated, up], name=f"{at}.mul"))
 
 
-def head(plan: Plan, hidden: ir.Value, embedding: Matrix, logits: ir.Value) -> None:
+def head(plan: Plan, hidden: Value, embedding: Matrix, logits: Value) -> None:
     fmt = plan.scheme.format_of("lm_head")
     if not plan.decoder.tied:
         weight = quantized(plan, "lm_head", ["lm_head"], fmt)
@@ -247,14 +238,14 @@ def head(plan: Plan, hidden: ir.Value, embedding: Matrix, logits: ir.Value) -> N
         weight = embedding
     else:
         weight = quantized(plan, "lm_head", ["embed_tokens"], fmt)
-    if plan.data.floats is ir.DataType.FLOAT:
+    if plan.data.floats is DataType.FLOAT:
         matmul(plan, "lm_head", weight, hidden, None, logits)
     else:
         product = matmul(plan, "lm_head", weight, hidden, None)
-        plan.tape.op("Cast", [product], {"to": ir.DataType.FLOAT.value}, name="logits", output=logits)
+        plan.tape.add("Cast", [product], {"to": DataType.FLOAT}, name="logits", outputs=[logits])
 
 
-def fused(plan: Plan, name: str, parts: Sequence[str], hidden: ir.Value) -> ir.Value:
+def fused(plan: Plan, name: str, parts: Sequence[str], hidden: Value) -> Value:
     """The products with ``parts`` side by side: one operator where they have one format, else one each."""
     formats = {plan.scheme.format_of(part) for part in parts}
     if len(formats) > 1:
@@ -262,46 +253,46 @@ def fused(plan: Plan, name: str, parts: Sequence[str], hidden: ir.Value) -> ir.V
     return matmul(plan, name, quantized(plan, name, parts, formats.pop()), hidden, bias(plan, name, parts))
 
 
-def projection(plan: Plan, name: str, hidden: ir.Value) -> ir.Value:
+def projection(plan: Plan, name: str, hidden: Value) -> Value:
     return fused(plan, name, [name], hidden)
 
 
-def bias(plan: Plan, name: str, parts: Sequence[str]) -> ir.Value | None:
+def bias(plan: Plan, name: str, parts: Sequence[str]) -> Value | None:
     shapes = plan.decoder.weight_shapes()
     if f"{parts[0]}.bias" not in shapes:
         return None
     return vector(plan.data, f"{name}.bias", [(f"{part}.bias", shapes[f"{part}.bias"]) for part in parts])
 
 
-def matmul(plan: Plan, name: str, weight: Matrix, hidden: ir.Value, added: ir.Value | None, output: ir.Value | None = None) -> ir.Value:
+def matmul(plan: Plan, name: str, weight: Matrix, hidden: Value, added: Value | None, output: Value | None = None) -> Value:
     """hidden [1, S, K] times the transposed weight [N, K], plus ``added`` [N]."""
     n, k = weight.shape
     level = plan.options.accuracy_level
     attributes = {"K": k, "N": n, "bits": weight.format.bits, "block_size": weight.format.group, "accuracy_level": level}
-    inputs: list[ir.Value | None] = [hidden, weight.codes, weight.scales, weight.zeros]
+    inputs: list[Value | None] = [hidden, weight.codes, weight.scales, weight.zeros]
     if added is not None and plan.options.provider == "dml":
         # DirectML's operator takes no bias.
-        return op(plan, "Add", [plan.tape.op("MatMulNBits", inputs, attributes, domain=MICROSOFT, name=name), added], name=f"{name}.add")
+        return op(plan, "Add", [op(plan, "MatMulNBits", inputs, attributes, domain=MICROSOFT, name=name), added], name=f"{name}.add")
     inputs += [None, added] if added is not None else []
-    return plan.tape.op("MatMulNBits", inputs, attributes, domain=MICROSOFT, name=name, output=output)
+    return plan.tape.add("MatMulNBits", inputs, attributes, outputs=1 if output is None else [output], domain=MICROSOFT, name=name)[0]
 
 
-def norm(plan: Plan, name: str, hidden: ir.Value) -> ir.Value:
+def norm(plan: Plan, name: str, hidden: Value) -> Value:
     attributes = {"axis": -1, "epsilon": plan.decoder.norm_eps, "stash_type": 1}
     return op(plan, "SimplifiedLayerNormalization", [hidden, norm_weight(plan, name)], attributes, name=name)
 
 
-def add_norm(plan: Plan, name: str, hidden: ir.Value, residual: ir.Value) -> tuple[ir.Value, ir.Value]:
+def add_norm(plan: Plan, name: str, hidden: Value, residual: Value) -> tuple[Value, Value]:
     """norm(hidden + residual) and hidden + residual."""
     inputs, attributes = [residual, hidden, norm_weight(plan, name)], {"epsilon": plan.decoder.norm_eps}
-    normed, total = ir.Value(name=f"{name}.output"), ir.Value(name=f"{name}.sum")
+    normed, total = Value(f"{name}.output"), Value(f"{name}.sum")
     # Mean and deviation are left out by an empty name: DirectML's kernel is not chosen when they are asked for.
-    outputs = [normed, ir.Value(name=""), ir.Value(name=""), total]
-    plan.tape.op_multi_out("SkipSimplifiedLayerNormalization", inputs, attributes, outputs=outputs, domain=MICROSOFT, name=name)
+    outputs = [normed, Value(""), Value(""), total]
+    plan.tape.add("SkipSimplifiedLayerNormalization", inputs, attributes, outputs=outputs, domain=MICROSOFT, name=name)
     return normed, total
 
 
-def norm_weight(plan: Plan, name: str) -> ir.Value:
+def norm_weight(plan: Plan, name: str) -> Value:
     return vector(plan.data, f"{name}.weight", [(name, (plan.decoder.hidden_size,))])
 
 
@@ -310,27 +301,24 @@ def quantized(plan: Plan, name: str, parts: Sequence[str], fmt: Format) -> Matri
     return matrix(plan.data, name, [(part, (shapes[part][0], shapes[part][1])) for part in parts], fmt)
 
 
-def cache(plan: Plan, name: str, length: str) -> ir.Value:
-    shape = ir.Shape([1, plan.decoder.kv_heads, length, plan.decoder.head_dim])
-    return ir.Value(name=name, type=ir.TensorType(plan.data.floats), shape=shape)
+def cache(plan: Plan, name: str, length: str) -> Value:
+    return Value(name, plan.data.floats, (1, plan.decoder.kv_heads, length, plan.decoder.head_dim))
 
 
-def const(plan: Plan, name: str, value: int | list[int]) -> ir.Value:
+def const(plan: Plan, name: str, value: int | list[int]) -> Value:
     """An int64 initializer, made once for each name."""
     if name not in plan.constants:
-        array = np.array(value, np.int64)
-        tensor = ir.tensor(array, name=name)
-        plan.constants[name] = ir.Value(name=name, type=ir.TensorType(ir.DataType.INT64), shape=ir.Shape(array.shape), const_value=tensor)
+        plan.constants[name] = constant(name, np.array(value, np.int64))
     return plan.constants[name]
 
 
 def op(
     plan: Plan,
     kind: str,
-    inputs: Sequence[ir.Value | None],
+    inputs: Sequence[Value | None],
     attributes: Attributes | None = None,
     *,
     domain: str = "",
     name: str | None = None,
-) -> ir.Value:
-    return plan.tape.op(kind, inputs, attributes, domain=domain, name=name)
+) -> Value:
+    return plan.tape.add(kind, inputs, attributes, domain=domain, name=name)[0]

@@ -8,12 +8,11 @@ contrib_ops/webgpu/webgpu_contrib_kernels.cc (what WebGPU has) and the kernels n
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-import onnx_ir as ir
-
 from edgekit.engines.onnx.options import OnnxOptions
+from edgekit.engines.onnx.proto import Graph, Node
 from edgekit.errors import TargetError
 
-Rule = Callable[[ir.Node], str | None]
+Rule = Callable[[Node], str | None]
 """What stands against a node, or None."""
 
 LENGTHS = frozenset({"Add", "Cast", "Greater", "Max", "Range", "ReduceSum", "Shape", "Squeeze", "Sub", "Unsqueeze", "Where"})
@@ -23,15 +22,15 @@ PLAIN = frozenset({"Concat", "Gather", "Mul", "Reshape", "SimplifiedLayerNormali
 
 
 def ignores(attribute: str, neutral: int) -> Rule:
-    def rule(node: ir.Node) -> str | None:
+    def rule(node: Node) -> str | None:
         held = node.attributes.get(attribute)
-        return f"ignores {attribute}, which is {held.as_int()}" if held is not None and held.as_int() != neutral else None
+        return f"ignores {attribute}, which is {held}" if held is not None and held != neutral else None
 
     return rule
 
 
 def reads(*inputs: int) -> Rule:
-    def rule(node: ir.Node) -> str | None:
+    def rule(node: Node) -> str | None:
         extra = [i for i, value in enumerate(node.inputs) if value is not None and i not in inputs]
         return f"reads no input {', '.join(map(str, extra))}" if extra else None
 
@@ -39,7 +38,7 @@ def reads(*inputs: int) -> Rule:
 
 
 def needs(*inputs: int) -> Rule:
-    def rule(node: ir.Node) -> str | None:
+    def rule(node: Node) -> str | None:
         absent = [i for i in inputs if i >= len(node.inputs) or node.inputs[i] is None]
         return f"needs input {', '.join(map(str, absent))}" if absent else None
 
@@ -47,7 +46,7 @@ def needs(*inputs: int) -> Rule:
 
 
 def outputs_only(*outputs: int) -> Rule:
-    def rule(node: ir.Node) -> str | None:
+    def rule(node: Node) -> str | None:
         extra = [i for i, value in enumerate(node.outputs) if value.name and i not in outputs]
         return f"writes no output {', '.join(map(str, extra))}" if extra else None
 
@@ -55,21 +54,21 @@ def outputs_only(*outputs: int) -> Rule:
 
 
 def bits(*allowed: int) -> Rule:
-    def rule(node: ir.Node) -> str | None:
-        held = node.attributes["bits"].as_int()
+    def rule(node: Node) -> str | None:
+        held = node.attributes["bits"]
         return None if held in allowed else f"has no {held}-bit weights"
 
     return rule
 
 
-def whole_groups(node: ir.Node) -> str | None:
-    k, group = node.attributes["K"].as_int(), node.attributes["block_size"].as_int()
+def whole_groups(node: Node) -> str | None:
+    k, group = node.attributes["K"], node.attributes["block_size"]
     return f"has no weights of {k} inputs in groups of {group}: {group} must divide them" if k % group else None
 
 
-def whole_bytes(node: ir.Node) -> str | None:
-    k, group = node.attributes["K"].as_int(), node.attributes["block_size"].as_int()
-    odd = node.attributes["bits"].as_int() == 4 and -(-k // group) % 2
+def whole_bytes(node: Node) -> str | None:
+    k, group = node.attributes["K"], node.attributes["block_size"]
+    odd = node.attributes["bits"] == 4 and -(-k // group) % 2
     return f"takes 4-bit zero points without padding; {k} inputs in groups of {group} leave half a byte a row" if odd else None
 
 
@@ -136,7 +135,7 @@ KERNELS: dict[str, Kernels] = {
 }
 
 
-def check_kernels(graph: ir.Model, options: OnnxOptions, where: str) -> None:
+def check_kernels(graph: Graph, options: OnnxOptions, where: str) -> None:
     """Raises TargetError naming the node and what the provider's kernel does not do with it. where: for messages."""
     kernels = KERNELS[options.provider]
     if options.precision not in kernels.precisions:
@@ -144,15 +143,15 @@ def check_kernels(graph: ir.Model, options: OnnxOptions, where: str) -> None:
             f"{where}: {kernels.name} has no {options.precision} GroupQueryAttention; "
             f'set precision = "{min(kernels.precisions)}" in the target\'s [options]'
         )
-    for node in graph.graph:
+    for node in graph.nodes:
         if node.domain == "":
-            against = None if node.op_type in LENGTHS | PLAIN else "does not exist"
-        elif node.op_type not in kernels.rules:
+            against = None if node.kind in LENGTHS | PLAIN else "does not exist"
+        elif node.kind not in kernels.rules:
             against = "does not exist"
         else:
-            against = next((found for rule in kernels.rules[node.op_type] if (found := rule(node))), None)
+            against = next((found for rule in kernels.rules[node.kind] if (found := rule(node))), None)
         if against:
             raise TargetError(
-                f"{where}: {kernels.name}'s {node.op_type} {against} (node {node.name}). "
+                f"{where}: {kernels.name}'s {node.kind} {against} (node {node.name}). "
                 "Build this model for another target (edge targets), or with a --context or --scheme that avoids it."
             )

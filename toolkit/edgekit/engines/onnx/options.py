@@ -3,8 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-import onnx_ir as ir
-
+from edgekit.engines.onnx.proto import DataType
 from edgekit.target import Target, parse_options
 
 
@@ -21,8 +20,8 @@ class OnnxOptions:
     precision: Literal["float32", "float16"] = "float32"
 
     @property
-    def floats(self) -> ir.DataType:
-        return ir.DataType.FLOAT16 if self.precision == "float16" else ir.DataType.FLOAT
+    def floats(self) -> DataType:
+        return DataType.FLOAT16 if self.precision == "float16" else DataType.FLOAT
 
 
 def onnx_options(target: Target) -> OnnxOptions:

@@ -1,8 +1,9 @@
 """Running an ONNX artifact on plain ONNX Runtime (no onnxruntime-genai needed)."""
 
+import mmap
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -73,7 +74,7 @@ class Buffers:
     device they become with the first run: there ONNX Runtime's Python cannot make a tensor, only keep one that a run returned."""
 
     capacity: int
-    caches: "Mapping[str, NDArray[np.generic] | onnxruntime.OrtValue]"
+    caches: "dict[str, NDArray[np.generic] | onnxruntime.OrtValue]"
     logits: NDArray[np.float32]
     rope_length: NDArray[np.int64]
     binding: "onnxruntime.IOBinding"
@@ -94,7 +95,7 @@ class OnnxSession:
         self._provider = provider
         # What cannot be appended to cannot be copied into a larger buffer either (DirectML reads the past from the present's buffer).
         capacity = min(FIRST_CAPACITY, context) if provider.appends else context
-        self._buffers = bind(session, empty_caches(session), capacity, 0, provider.device)
+        self._buffers = bind(session, capacity, provider.device)
 
     @property
     def position(self) -> int:
@@ -127,7 +128,7 @@ class OnnxSession:
             )
         if final > self._buffers.capacity:
             capacity = min(max(final, 2 * self._buffers.capacity), self._context)
-            self._buffers = bind(self._session, self._buffers.caches, capacity, self._position, self._provider.device)
+            self._buffers = grow(self._buffers, capacity, self._position, self._provider.device)
         ids = np.asarray(tokens, np.int64)[None]
         check_tokens(ids, self._buffers.logits.shape[2])
         self._buffers.rope_length[0] = final
@@ -171,46 +172,76 @@ def check_tokens(ids: NDArray[np.int64], vocab: int) -> None:
         raise UsageError(f"token {wrong[0]} is outside the vocabulary of {vocab}; encode the text with the artifact's own tokenizer")
 
 
-def empty_caches(session: "onnxruntime.InferenceSession") -> dict[str, NDArray[np.generic]]:
-    """The caches of the graph, with room for no token."""
-    caches = [i for i in session.get_inputs() if i.name.startswith(PAST)]
-    return {i.name: np.zeros((1, i.shape[1], 0, i.shape[3]), np.float16 if "float16" in i.type else np.float32) for i in caches}
-
-
-def bind(
-    session: "onnxruntime.InferenceSession",
-    caches: "Mapping[str, NDArray[np.generic] | onnxruntime.OrtValue]",
-    capacity: int,
-    kept: int,
-    device: str | None,
-) -> Buffers:
-    """New buffers for ``capacity`` tokens, the first ``kept`` of them copied from ``caches``."""
+def bind(session: "onnxruntime.InferenceSession", capacity: int, device: str | None) -> Buffers:
+    """Empty buffers for ``capacity`` tokens."""
     from onnxruntime import OrtValue
 
     binding = session.io_binding()
-    grown: dict[str, NDArray[np.generic]] = {}
-    for name, held in caches.items():
-        old = held if isinstance(held, np.ndarray) else held.numpy()
-        new = grown[name] = np.zeros((1, old.shape[1], capacity, old.shape[3]), old.dtype)
-        new[:, :, :kept] = old[:, :, :kept]
-        value = OrtValue.ortvalue_from_numpy(new)  # on the CPU it borrows the array's memory
-        binding.bind_ortvalue_input(name, value)
-        if device is None:
-            binding.bind_ortvalue_output(PRESENT + name.removeprefix(PAST), value)
-        else:
-            binding.bind_output(PRESENT + name.removeprefix(PAST), device)
+    caches: dict[str, NDArray[np.generic] | onnxruntime.OrtValue] = {}
+    for i in session.get_inputs():
+        if i.name.startswith(PAST):
+            caches[i.name] = zeros((1, i.shape[1], capacity, i.shape[3]), np.float16 if "float16" in i.type else np.float32)
+            bind_cache(binding, i.name, caches[i.name], device)
     logits = np.zeros((1, 1, session.get_outputs()[0].shape[2]), np.float32)
     binding.bind_ortvalue_output("logits", OrtValue.ortvalue_from_numpy(logits))
     rope_length = np.zeros(1, np.int64)
     if any(i.name == ROPE_LENGTH for i in session.get_overridable_initializers()):
         binding.bind_ortvalue_input(ROPE_LENGTH, OrtValue.ortvalue_from_numpy(rope_length))
-    return Buffers(capacity, grown, logits, rope_length, binding, settled=device is None, owner=session)
+    return Buffers(capacity, caches, logits, rope_length, binding, settled=device is None, owner=session)
+
+
+def grow(buffers: Buffers, capacity: int, kept: int, device: str | None) -> Buffers:
+    """The same buffers with room for ``capacity`` tokens, the first ``kept`` of them as they were.
+
+    One layer after the other, so that only one is held twice. Broken off in between (Ctrl-C, MemoryError) all get their old length back:
+    the graph wants one length for all.
+    """
+    try:
+        for name in buffers.caches:
+            resize(buffers, name, capacity, kept, device)
+    except BaseException:
+        for name, held in buffers.caches.items():
+            if (held.shape if isinstance(held, np.ndarray) else held.shape())[2] != buffers.capacity:
+                resize(buffers, name, buffers.capacity, kept, device)
+        raise
+    return replace(buffers, capacity=capacity, settled=device is None)
+
+
+def resize(buffers: Buffers, name: str, capacity: int, kept: int, device: str | None) -> None:
+    held = buffers.caches[name]
+    old = held if isinstance(held, np.ndarray) else held.numpy()
+    new = zeros((1, old.shape[1], capacity, old.shape[3]), old.dtype)
+    new[:, :, :kept] = old[:, :, :kept]
+    buffers.caches[name] = new  # first: what is bound must not outlive it unseen
+    bind_cache(buffers.binding, name, new, device)
+
+
+def bind_cache(binding: "onnxruntime.IOBinding", name: str, array: NDArray[np.generic], device: str | None) -> None:
+    from onnxruntime import OrtValue
+
+    value = OrtValue.ortvalue_from_numpy(array)  # on the CPU it borrows the array's memory
+    binding.bind_ortvalue_input(name, value)
+    if device is None:
+        binding.bind_ortvalue_output(PRESENT + name.removeprefix(PAST), value)
+    else:
+        binding.bind_output(PRESENT + name.removeprefix(PAST), device)
+
+
+def zeros(shape: tuple[int, ...], dtype: "np.dtype[np.generic] | type[np.generic]") -> NDArray[np.generic]:
+    """An array in a mapping of its own: pages that nothing was written to take no memory, and all go back when it is let go.
+
+    numpy's own large arrays ask Linux for pages of 2 MB. A cache is written in strips, one a head, so with these it would be resident
+    as a whole from the first tokens on.
+    """
+    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if sys.platform != "win32" else {}
+    return np.frombuffer(mmap.mmap(-1, size, **private), dtype).reshape(shape)
 
 
 def settle(buffers: Buffers) -> Buffers:
     """The present that the first run left on the device becomes past input and present output of those to come."""
     values = buffers.binding.get_outputs()
-    kept: dict[str, onnxruntime.OrtValue] = {}
+    kept: dict[str, NDArray[np.generic] | onnxruntime.OrtValue] = {}
     for name, value in zip(buffers.caches, values, strict=False):  # bound in this order, the logits last
         kept[name] = value
         buffers.binding.bind_ortvalue_input(name, value)

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-import onnx_ir as ir
 from numpy.typing import NDArray
 
+from edgekit.engines.onnx.proto import DataType, External, Value
 from edgekit.errors import CheckpointError
 from edgekit.models import Model
 from edgekit.progress import Progress
@@ -57,12 +57,12 @@ class TableWrite:
 class DataFile:
     """The file as planned so far. floats: the type of scales, vectors and tables, which is that of the activations."""
 
-    floats: ir.DataType = ir.DataType.FLOAT
+    floats: DataType = DataType.FLOAT
     size: int = 0
     matrices: list[MatrixWrite] = field(default_factory=list)
     vectors: list[VectorWrite] = field(default_factory=list)
     tables: list[TableWrite] = field(default_factory=list)
-    initializers: list[ir.Value] = field(default_factory=list)
+    initializers: list[Value] = field(default_factory=list)
 
     @property
     def bits_per_weight(self) -> float:
@@ -78,17 +78,17 @@ class Matrix:
 
     shape: tuple[int, int]
     format: Format
-    codes: ir.Value
-    scales: ir.Value
-    zeros: ir.Value
+    codes: Value
+    scales: Value
+    zeros: Value
     offset: int
     """Of the codes."""
 
 
-def row_bytes(k: int, fmt: Format, floats: ir.DataType) -> tuple[int, int, int]:
+def row_bytes(k: int, fmt: Format, floats: DataType) -> tuple[int, int, int]:
     """Bytes of one row's codes, scales and zero points."""
     groups = -(-k // fmt.group)
-    return groups * fmt.group * fmt.bits // 8, groups * int(floats.itemsize), -(-groups * fmt.bits // 8)
+    return groups * fmt.group * fmt.bits // 8, groups * floats.itemsize, -(-groups * fmt.bits // 8)
 
 
 def reserve(data: DataFile, size: int) -> int:
@@ -99,11 +99,9 @@ def reserve(data: DataFile, size: int) -> int:
     return offset
 
 
-def initializer(data: DataFile, name: str, dtype: ir.DataType, shape: Sequence[int], offset: int) -> ir.Value:
+def initializer(data: DataFile, name: str, dtype: DataType, shape: Sequence[int], offset: int) -> Value:
     """An initializer whose bytes lie in the data file at ``offset``."""
-    length = int(np.prod(shape)) * int(dtype.itemsize)
-    tensor = ir.ExternalTensor(FILE, offset, length, dtype, shape=ir.Shape(shape), name=name)
-    value = ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape(shape), const_value=tensor)
+    value = Value(name, dtype, tuple(shape), External(FILE, offset, int(np.prod(shape)) * dtype.itemsize))
     data.initializers.append(value)
     return value
 
@@ -123,17 +121,17 @@ def matrix(data: DataFile, name: str, parts: Sequence[tuple[str, tuple[int, int]
     return Matrix(
         (n, k),
         fmt,
-        initializer(data, f"{name}.codes", ir.DataType.UINT8, (n, groups, sizes[0] // groups), offsets[0]),
+        initializer(data, f"{name}.codes", DataType.UINT8, (n, groups, sizes[0] // groups), offsets[0]),
         initializer(data, f"{name}.scales", data.floats, (n, groups), offsets[1]),
-        initializer(data, f"{name}.zeros", ir.DataType.UINT8, (n, sizes[2]), offsets[2]),
+        initializer(data, f"{name}.zeros", DataType.UINT8, (n, sizes[2]), offsets[2]),
         offsets[0],
     )
 
 
-def vector(data: DataFile, name: str, parts: Sequence[tuple[str, tuple[int, ...]]]) -> ir.Value:
+def vector(data: DataFile, name: str, parts: Sequence[tuple[str, tuple[int, ...]]]) -> Value:
     """Plans a vector that joins ``parts`` (canonical names and shapes)."""
     length = sum(shape[0] for _, shape in parts)
-    width = int(data.floats.itemsize)
+    width = data.floats.itemsize
     start = offset = reserve(data, width * length)
     for weight, shape in parts:
         data.vectors.append(VectorWrite(weight, shape, offset))
@@ -141,9 +139,9 @@ def vector(data: DataFile, name: str, parts: Sequence[tuple[str, tuple[int, ...]
     return initializer(data, name, data.floats, (length,), start)
 
 
-def table(data: DataFile, name: str, shape: tuple[int, ...], make: Callable[[], NDArray[np.float32]]) -> ir.Value:
+def table(data: DataFile, name: str, shape: tuple[int, ...], make: Callable[[], NDArray[np.float32]]) -> Value:
     """Plans the array of this ``shape`` that ``make`` returns."""
-    offset = reserve(data, int(data.floats.itemsize) * int(np.prod(shape)))
+    offset = reserve(data, data.floats.itemsize * int(np.prod(shape)))
     data.tables.append(TableWrite(make, offset))
     return initializer(data, name, data.floats, shape, offset)
 
@@ -172,12 +170,12 @@ def write(data: DataFile, model: Model, directory: Path, progress: Progress, qua
     progress("quantize", data.size, data.size)
 
 
-def as_floats(array: NDArray[np.float32], floats: ir.DataType, name: str) -> NDArray[np.generic]:
+def as_floats(array: NDArray[np.float32], floats: DataType, name: str) -> NDArray[np.generic]:
     """``array`` in the type of the file. Float16 rounds to the nearest: exact for a bf16 value from 2**-14 to 65504, else within
     2**-11 of it or, below 2**-14, within 2**-25. Raises CheckpointError for one beyond 65504, which would become infinite.
     """
     with np.errstate(over="ignore"):
-        stored: NDArray[np.generic] = array.astype(floats.numpy())
+        stored: NDArray[np.generic] = array.astype(floats.numpy)
     if not np.isfinite(stored).all():
         raise CheckpointError(
             f"{name} holds {np.abs(array).max():g}, which float16 (up to 65504) cannot; "
@@ -186,12 +184,12 @@ def as_floats(array: NDArray[np.float32], floats: ir.DataType, name: str) -> NDA
     return stored
 
 
-def put_rows(file: BinaryIO, m: MatrixWrite, start: int, block: QuantizedTensor, floats: ir.DataType) -> int:
+def put_rows(file: BinaryIO, m: MatrixWrite, start: int, block: QuantizedTensor, floats: DataType) -> int:
     """Writes quantized rows from row ``start`` of ``m`` on; returns the bytes written."""
     codes, scales, zeros = row_bytes(m.shape[1], m.format, floats)
     size = put(file, m.codes + start * codes, block.codes)
     # The kernels take scales of the activations' type. The portable ones are float16, which float32 holds exactly.
-    size += put(file, m.scales + start * scales, block.scales.astype(floats.numpy()))
+    size += put(file, m.scales + start * scales, block.scales.astype(floats.numpy))
     return size + put(file, m.zeros + start * zeros, block.zeros if m.format.bits == 8 else pack_zero_points(block.zeros))
 
 

@@ -1,0 +1,52 @@
+"""Resolves a model in a subprocess, where HF_ENDPOINT takes effect."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgekit import catalog
+from hub_server import Hub, Repo
+
+TOOLKIT = Path(catalog.__file__).parent.parent
+CLIENT = """
+import json, os, sys
+from edgekit import fetch
+from edgekit.catalog import resolve
+from edgekit.errors import EdgekitError
+fetch.WAITS = (0.01, 0.01, 0.01)
+calls = []
+try:
+    c = resolve(sys.argv[1], progress=lambda *call: calls.append(call), **json.loads(sys.argv[2]))
+    out = {"source": vars(c.source), "directory": str(c.directory), "tensors": len(c.tensors),
+           "files": sorted(p.name for p in c.directory.iterdir()), "calls": calls,
+           "telemetry": os.environ.get("HF_HUB_DISABLE_TELEMETRY")}
+except EdgekitError as error:
+    out = {"error": type(error).__name__, "message": str(error)}
+print(json.dumps(out))
+"""
+
+
+@dataclass(frozen=True)
+class World:
+    hub: Hub
+    repo: Repo
+    cache: Path
+
+    def resolve(self, model: str, *, url: str | None = None, env: dict[str, str] | None = None, **options: object) -> dict[str, Any]:
+        """What the process found, or the error it ended with; ``noise`` is its stderr."""
+        with self.start(model, url=url, env=env, **options) as process:
+            said, noise = process.communicate(timeout=120)
+        assert process.returncode == 0, noise
+        return {**json.loads(said), "noise": noise}
+
+    def start(self, model: str, *, url: str | None = None, env: dict[str, str] | None = None, **options: object) -> "subprocess.Popen[str]":
+        clean = {k: v for k, v in os.environ.items() if not k.startswith("HF_")}
+        # Only the test server: neither proxies nor the Xet protocol.
+        clean |= {"HF_ENDPOINT": url or self.hub.url, "HF_HOME": str(self.cache), "HF_HUB_DISABLE_XET": "1", "NO_PROXY": "*"}
+        clean |= {"PYTHONPATH": str(TOOLKIT), **(env or {})}
+        command = [sys.executable, "-c", CLIENT, model, json.dumps(options)]
+        return subprocess.Popen(command, env=clean, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

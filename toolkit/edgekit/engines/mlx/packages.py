@@ -1,0 +1,32 @@
+"""What has to be installed to run an artifact of this engine."""
+
+import importlib.metadata
+import re
+from collections.abc import Mapping
+
+from edgekit.errors import EngineMissing
+
+INSTALL = 'pip install "edgekit[mlx]" (macOS on Apple silicon; on Linux with a CPU: pip install "mlx[cpu]" mlx-lm)'
+
+
+def missing(why: str) -> EngineMissing:
+    return EngineMissing(f"this artifact runs on MLX ({why}); install it: {INSTALL}")
+
+
+def check_installed(requires: Mapping[str, str]) -> None:
+    """Raises EngineMissing unless each package is there and not older than its version."""
+    for package, needed in requires.items():
+        try:
+            installed = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            raise missing(f"{package} is not installed") from None
+        if release(installed) < release(needed):
+            raise EngineMissing(
+                f"this artifact needs {package} {needed} or newer, installed is {installed}; upgrade it: "
+                f'pip install --upgrade "{package}>={needed}"'
+            )
+
+
+def release(text: str) -> tuple[int, ...]:
+    """``"0.32.4"`` -> (0, 32, 4), whatever follows the numbers left out."""
+    return tuple(int(part) for part in re.findall(r"\d+", text.split("+")[0].split("rc")[0])[:3])

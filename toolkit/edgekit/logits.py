@@ -1,0 +1,73 @@
+"""Logits of token sequences by an artifact's own engine, in a process of its own: the engine's memory and crashes are not the caller's.
+
+``main`` is that process: it imports what runs a model, nothing of what builds one.
+"""
+
+import importlib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+
+from edgekit import child
+from edgekit.artifact import load_artifact
+from edgekit.engines import ENGINES
+from edgekit.errors import EngineError
+from edgekit.runtime.prefix import PrefixCache
+from edgekit.runtime.session import Session
+
+
+@dataclass(frozen=True)
+class Ask:
+    """tokens: of one sequence. last: the logits after each of this many of its last tokens are wanted (none for 0).
+    greedy: how many tokens to continue it with, each the likeliest."""
+
+    tokens: tuple[int, ...]
+    last: int = 0
+    greedy: int = 0
+
+
+def compute(directory: Path, asks: Sequence[Ask], place: Path, threads: int | None = None) -> list[list[int]]:
+    """Runs the artifact in ``directory`` in another process. Writes the logits of the i-th sequence, float32 [last, V], to
+    ``place / "i.npy"`` and returns the tokens each was continued with.
+
+    Raises what opening and running an artifact raises; EngineError when the engine crashes.
+    """
+    request: child.Json = {"directory": str(directory), "asks": [asdict(ask) for ask in asks], "place": str(place), "threads": threads}
+    said = child.ask("edgekit.logits", request)
+    return cast(list[list[int]], said["appended"])
+
+
+def _answer(session: Session, switch: int | None, ask: Ask, place: Path) -> list[int]:
+    session.rewind(0)
+    if ask.last:
+        # In one call, so that a LongRoPE graph knows the final length from the first token on.
+        rows = session.forward_last(ask.tokens, ask.last)
+        if not np.isfinite(rows).all():
+            raise EngineError("the artifact gives logits that are not finite: its files are damaged, or its engine is; build it again")
+        np.save(place, rows)
+    chosen: list[int] = []
+    cache = PrefixCache(session, switch=switch)
+    cache.clear()
+    while len(chosen) < ask.greedy:
+        chosen.append(int(np.argmax(cache.extend_to([*ask.tokens, *chosen])[0])))
+    return chosen
+
+
+def _serve(request: dict[str, object]) -> dict[str, object]:
+    artifact = load_artifact(str(request["directory"]))
+    manifest = artifact.manifest
+    module = importlib.import_module(ENGINES[manifest.engine.name].session)
+    session: Session = module.open_session(artifact.directory, manifest, threads=request["threads"])
+    try:
+        asks = [Ask(tuple(a["tokens"]), a["last"], a["greedy"]) for a in cast(list[dict[str, Any]], request["asks"])]
+        place = Path(str(request["place"]))
+        return {"appended": [_answer(session, manifest.context.rope_switch, ask, place / f"{i}.npy") for i, ask in enumerate(asks)]}
+    finally:
+        session.close()
+
+
+def main() -> None:
+    child.serve(_serve)

@@ -1,0 +1,199 @@
+"""Where an artifact is written: whole or not at all, by one builder at a time, and put right after one that was killed."""
+
+import contextlib
+import errno
+import os
+import re
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from edgekit.artifact import MANIFEST, Manifest, load_artifact
+from edgekit.errors import ArtifactError, OutputError
+from edgekit.lock import Held, locked
+
+
+@contextlib.contextmanager
+def writing(output: Path, *, force: bool = False) -> Iterator[Path]:
+    """Yields an empty staging directory beside ``output`` that becomes ``output`` by one rename when the block ends well.
+
+    The block ends with ``seal``. Whatever goes wrong, Ctrl-C included, the staging directory is removed and ``output`` is as
+    it was; what a process that was killed left of both is put right by the next one. With ``force`` an older artifact there is moved
+    away only after the new one is complete.
+    Raises OutputError: the output exists, another process is writing it, the disk is full or read-only, permission is missing.
+    """
+    check_output(output, force=force)
+    with _as_output_error(output):
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with _alone(output):
+            _put_right(output)
+            check_output(output, force=force)
+            staging = output.with_name(f".{output.name}.partial-{os.urandom(4).hex()}")
+            try:
+                staging.mkdir()
+                yield staging
+                if not (staging / MANIFEST).is_file():
+                    raise RuntimeError("the artifact was left without a manifest")
+                flush(staging)
+                check_output(output, force=force)
+                _put_in_place(staging, output)
+            finally:
+                _discard(staging)
+
+
+def seal(staging: Path, manifest: Manifest) -> None:
+    """Writes the manifest, once all that it lists has reached the disk. Raises OSError."""
+    flush(staging)
+    (staging / MANIFEST).write_text(manifest.to_json(), encoding="utf-8", newline="\n")
+
+
+def check_free(output: Path) -> None:
+    """Raises OutputError where another process is writing ``output``; makes nothing."""
+    if _lock(output).exists():
+        with _as_output_error(output), _alone(output):
+            pass
+
+
+def _lock(output: Path) -> Path:
+    return output.with_name(f".{output.name}.lock")
+
+
+@contextlib.contextmanager
+def _alone(output: Path) -> Iterator[None]:
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(locked(_lock(output)))
+        except Held as holder:
+            raise OutputError(f"{output} is being written by {holder}; wait until that is done, or choose another: --out DIR") from None
+        yield
+
+
+def _put_right(output: Path) -> None:
+    """Only with the lock: what lies beside ``output`` under the names of a build is then of one that was killed.
+
+    Killed between its two last renames it left no ``output`` but the old artifact under its other name, which is put back.
+    """
+    name = re.compile(re.escape(f".{output.name}.") + "(partial|old)-[0-9a-f]{8}")
+    for path in sorted(output.parent.iterdir()):
+        found = name.fullmatch(path.name)
+        if found is None or path.is_symlink() or not path.is_dir():
+            continue
+        if found[1] == "old" and not os.path.lexists(output) and _opens(path):
+            _rename(path, output)
+        else:
+            _discard(path)
+
+
+def _opens(directory: Path) -> bool:
+    try:
+        load_artifact(directory)
+    except ArtifactError:
+        return False
+    return True
+
+
+def _discard(directory: Path) -> None:
+    """The manifest first: what is half removed is no artifact."""
+    with contextlib.suppress(OSError):
+        (directory / MANIFEST).unlink()
+    shutil.rmtree(directory, ignore_errors=True)
+
+
+def check_output(output: Path, *, force: bool) -> None:
+    """Whether ``output`` may be written, without touching anything. Only an artifact or an empty directory is ever replaced."""
+    with _as_output_error(output):
+        _check_output(output, force=force)
+
+
+def _check_output(output: Path, *, force: bool) -> None:
+    if not output.name:
+        raise OutputError(f"{str(output)!r} cannot be an output directory; give a new directory: --out DIR")
+    _check_writable(next(p for p in output.absolute().parents if p.is_dir()))
+    if not os.path.lexists(output):
+        return
+    if output.is_symlink() or not output.is_dir():
+        raise OutputError(f"{output} exists and is no directory; choose another: --out DIR")
+    if not any(output.iterdir()):
+        return
+    if not (output / MANIFEST).is_file():
+        raise OutputError(f"{output} exists and is no artifact, so it will not be replaced; choose another: --out DIR")
+    if not force:
+        raise OutputError(f"{output} exists; replace it with --force or choose another: --out DIR")
+
+
+def _check_writable(parent: Path) -> None:
+    """Seen here before the long job; writing sees what this cannot (Windows knows no such question)."""
+    if not os.access(parent, os.W_OK | os.X_OK):
+        read_only = sys.platform != "win32" and os.statvfs(parent).f_flag & os.ST_RDONLY
+        raise OSError(errno.EROFS if read_only else errno.EACCES, "may not be written to")
+
+
+def _put_in_place(staging: Path, output: Path) -> None:
+    """Windows cannot rename a directory onto another, not even an empty one: the old one steps aside first."""
+    aside = output.with_name(f".{output.name}.old-{os.urandom(4).hex()}")
+    try:
+        if os.path.lexists(output):
+            _rename(output, aside)
+        _rename(staging, output)
+    finally:
+        if os.path.lexists(aside) and not os.path.lexists(output):
+            _rename(aside, output)
+        _discard(aside)
+    _fsync_directory(output.parent)
+
+
+def _rename(old: Path, new: Path) -> None:
+    """On Windows a virus scanner may hold a file that was just written for a moment; a long build is not thrown away for that."""
+    for wait in (0.1, 0.3, 1.0, 3.0) if os.name == "nt" else ():
+        try:
+            old.rename(new)
+            return
+        except PermissionError:
+            time.sleep(wait)
+    old.rename(new)
+
+
+def flush(directory: Path) -> None:
+    """Files, then directories, reach the disk before the rename does: after a power cut a manifest still means a complete artifact."""
+    for path in directory.rglob("*"):
+        if path.is_file():
+            with path.open("r+b") as file:
+                os.fsync(file.fileno())
+    for path in [*(p for p in directory.rglob("*") if p.is_dir()), directory]:
+        _fsync_directory(path)
+
+
+def _fsync_directory(path: Path) -> None:
+    if os.name == "nt":
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+_ADVICE = {
+    errno.ENOSPC: "the disk is full; free some space or choose another place: --out DIR",
+    errno.EDQUOT: "your disk quota is used up; free some space or choose another place: --out DIR",
+    errno.EROFS: "the file system is read-only; choose another place: --out DIR",
+    errno.EACCES: "permission denied; choose a place you may write to: --out DIR",
+    errno.EPERM: "not permitted; choose a place you may write to: --out DIR",
+    errno.EEXIST: "a part of the path is a file; choose another place: --out DIR",
+    errno.ENOTDIR: "a part of the path is a file; choose another place: --out DIR",
+    errno.ENOLCK: "its file system has no locks, so another build could write it too; build on a local disk and copy the artifact",
+}
+_ADVICE[errno.ENOTSUP] = _ADVICE[errno.ENOSYS] = _ADVICE[errno.ENOLCK]
+
+
+@contextlib.contextmanager
+def _as_output_error(output: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        # A file elsewhere, such as the checkpoint's, is named as it is: advice about the output would mislead.
+        here = error.filename is None or output.absolute().parent in Path(os.fsdecode(error.filename)).absolute().parents
+        advice = _ADVICE.get(error.errno or 0) if here else None
+        raise OutputError(f"cannot write {output}: {advice or error}") from error
