@@ -74,7 +74,7 @@ REGEXES = [
     r"[0-9]{3}-[0-9]{4}",
     r"[^a]*a",
     r"(yes|no)( [^ ]+)?",
-    r"é+|\p{Han}{2}",
+    r"é+|[一-龥]{2}",
     r".{0,20}!",
 ]
 SUM = 'start: sum\nsum: product | sum "+" product\nproduct: atom | product "*" atom\natom: NUMBER | "(" sum ")"\nNUMBER: /[0-9]+/\n'
@@ -180,7 +180,7 @@ def test_any_logits_give_text_that_the_expression_matches(
 ) -> None:
     text = answer(drawing(plain, seed, kind), limit, sampling, regex=regex)
     if text is not None:
-        assert re.fullmatch(regex.replace(r"\p{Han}", "[\u2e80-\u9fff\U00020000-\U000323af\uf900-\ufaff\u3005-\u303b]"), text)
+        assert re.fullmatch(regex, text)
 
 
 @pytest.mark.parametrize("grammar", [SUM, CODE], ids=["sum", "code"])

@@ -89,11 +89,12 @@ def test_what_is_drawn_from_is_a_distribution_in_the_order_of_the_logits(scores:
     ids, p = candidates(scores, sampling)
     assert ids.size >= 1
     assert math.isclose(float(p.sum()), 1, rel_tol=1e-9)
-    assert int(scores.argmax()) in ids or scores.max() == scores[ids].max()
+    tie = 1e-5  # two logits nearer than this may be one after the temperature, and their order is then that of their ids
+    assert scores[ids].max() >= scores.max() - tie
     order = np.argsort(scores[ids], kind="stable")
     assert (np.diff(p[order]) >= -1e-12).all(), "a greater logit is never less likely"
     left_out = np.setdiff1d(np.arange(scores.size), ids)
-    assert left_out.size == 0 or scores[left_out].max() <= scores[ids].max()
+    assert left_out.size == 0 or scores[left_out].max() <= scores[ids].min() + tie
     assert Sampler(sampling).choose([], scores)[0] in ids
 
 
