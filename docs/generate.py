@@ -95,8 +95,8 @@ def divergence_table() -> str:
     return "\n\n".join([f"Over {result['positions']:,} positions:", table(head, rows), origin(result)])
 
 
-def build_table() -> str:
-    result = load("bench/results/build.json")
+def build_table(name: str = "build") -> str:
+    result = load(f"bench/results/{name}.json")
     if result is None:
         return "Not measured yet: `python bench/build.py`."
     rows = []
@@ -267,6 +267,7 @@ GENERATED = {
     "tiny-phi-card": tiny_phi_card,
     "divergence": divergence_table,
     "build": build_table,
+    "build-intel": lambda: build_table("build_intel"),
     "decode": decode_table,
     "session": session_table,
     "startup": startup_table,
