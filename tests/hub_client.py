@@ -13,7 +13,9 @@ from hub_server import Hub, Repo
 
 TOOLKIT = Path(catalog.__file__).parent.parent
 CLIENT = """
-import json, os, sys
+import json, os, signal, sys
+# A shell starts background jobs, as this test may be one, with SIGINT ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from edgekit import fetch
 from edgekit.catalog import resolve
 from edgekit.errors import EdgekitError
