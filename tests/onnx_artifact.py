@@ -15,11 +15,11 @@ from edgekit.artifact import Conformance, ContextInfo, EngineInfo, Greedy, Manif
 from edgekit.checkpoint import Source, open_checkpoint
 from edgekit.engines.exported import Exported
 from edgekit.engines.onnx.export import export
-from edgekit.engines.onnx.session import release
 from edgekit.models import Model, open_model
 from edgekit.progress import Progress, silent
 from edgekit.quant.scheme import QuantScheme, scheme
 from edgekit.reference import reference_logits
+from edgekit.resources import release
 from edgekit.target import OptionValue, Target
 
 FLOAT32: dict[str, OptionValue] = {"accuracy_level": 0}

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from checkpoints import SWITCH, VARIANTS
-from edgekit.engines.mlx.packages import release
 from edgekit.engines.mlx.session import MlxSession, open_session
 from edgekit.errors import ArtifactError, ContextOverflow, EngineError, EngineMissing, UsageError
 from edgekit.quant import dequantize, quantize
+from edgekit.resources import release
 from mlx_artifact import FLOAT32, REFUSED, ROUNDING, Built, build, copy_of
 from onnx_artifact import random_tokens
 

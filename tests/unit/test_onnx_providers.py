@@ -17,11 +17,12 @@ from edgekit.checkpoint import Source, open_checkpoint
 from edgekit.engines.onnx import providers
 from edgekit.engines.onnx import session as module
 from edgekit.engines.onnx.export import check
-from edgekit.engines.onnx.session import OnnxSession, open_session, pieces, release
+from edgekit.engines.onnx.session import OnnxSession, open_session, pieces
 from edgekit.errors import CheckpointError, EngineError, EngineMissing, TargetError
 from edgekit.models import open_model
 from edgekit.quant import dequantize, quantize
 from edgekit.quant.scheme import scheme
+from edgekit.resources import release
 from edgekit.target import OptionValue, load_target
 from onnx_artifact import ROUNDING, Built, build, open_variant, random_tokens, target
 from tiny_artifact import build_tiny

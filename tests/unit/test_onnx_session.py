@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 
 from checkpoints import SWITCH, VARIANTS
 from edgekit.engines.onnx import session as module
-from edgekit.engines.onnx.session import OnnxSession, open_session, release
+from edgekit.engines.onnx.session import OnnxSession, open_session
 from edgekit.errors import ContextOverflow, EngineError, EngineMissing, UsageError
 from edgekit.parallel import cores
+from edgekit.resources import release
 from onnx_artifact import ROUNDING, Built, build, random_tokens, skip_unless_runnable
 
 TOKENS = random_tokens(96)

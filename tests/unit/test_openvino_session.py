@@ -19,9 +19,10 @@ from checkpoints import SWITCH, VARIANTS
 from edgekit.engines.openvino import session as module
 from edgekit.engines.openvino import settings
 from edgekit.engines.openvino.plugins import check_device
-from edgekit.engines.openvino.session import OpenvinoSession, open_session, release
+from edgekit.engines.openvino.session import OpenvinoSession, open_session
 from edgekit.engines.openvino.settings import Settings, choose, fastest
 from edgekit.errors import ContextOverflow, EngineError, EngineMissing, UsageError
+from edgekit.resources import release
 from onnx_artifact import random_tokens
 from openvino_artifact import ROUNDING, Built, build
 

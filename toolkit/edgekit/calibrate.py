@@ -8,7 +8,6 @@ calibration that is broken off goes on from there. In memory at a time: the acti
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,8 +17,8 @@ from edgekit.models import Model
 from edgekit.progress import Progress
 from edgekit.quant import concatenate, dequantize, quantize
 from edgekit.quant.gptq import quantize_for
-from edgekit.quant.scheme import Format, QuantizedTensor, QuantScheme
-from edgekit.quantized import Kept, cuts, load_block, store_block
+from edgekit.quant.scheme import QuantizedTensor, QuantScheme
+from edgekit.quantized import Kept, Matrix, cuts, load_block, matrices, store_block
 from edgekit.reference import reference_logits_many
 
 F32 = NDArray[np.float32]
@@ -29,13 +28,6 @@ LENGTH, SEQUENCES = 512, 64
 """Tokens of a sequence, and sequences at most: 32,768 tokens."""
 ROWS = 4096
 """Inputs whose moments are summed in float32 before they are added up in float64."""
-
-
-@dataclass(frozen=True)
-class _Matrix:
-    weight: str
-    shape: tuple[int, int]
-    format: Format
 
 
 def calibration_tokens(ids: Sequence[int], bos: Sequence[int], length: int) -> list[tuple[int, ...]]:
@@ -57,9 +49,8 @@ def calibrate(model: Model, scheme: QuantScheme, sequences: Sequence[Sequence[in
 
     Raises CheckpointError; OutputError when a block cannot be kept.
     """
-    shapes = {name: shape for name, shape in model.decoder.weight_shapes().items() if len(shape) == 2}
-    matrices = {name: _Matrix(name, (shape[0], shape[1]), scheme.format_of(name)) for name, shape in shapes.items()}
-    wanted = {name: m for name, m in matrices.items() if m.format.bits == 4}
+    every = {m.weight: m for m in matrices(model, scheme)}
+    wanted = {name: m for name, m in every.items() if m.format.bits == 4}
     missing = {name for name, m in wanted.items() if _load(model, m, store) is None}
     moments: dict[str, NDArray[np.float64]] = {}
     last: list[F32] = []
@@ -76,7 +67,7 @@ def calibrate(model: Model, scheme: QuantScheme, sequences: Sequence[Sequence[in
         nonlocal done
         if name not in wanted:
             weight = model.tensor(name)
-            return dequantize(quantize(weight, scheme.format_of(name), name=name)) if name in matrices else weight
+            return dequantize(quantize(weight, every[name].format, name=name)) if name in every else weight
         m = wanted[name]
         made = None if name in missing else _load(model, m, store)
         if made is None:
@@ -99,13 +90,13 @@ def _moments(inputs: F32) -> NDArray[np.float64]:
     return total
 
 
-def _load(model: Model, m: _Matrix, store: Kept) -> QuantizedTensor | None:
+def _load(model: Model, m: Matrix, store: Kept) -> QuantizedTensor | None:
     parts = [load_block(model, m, start, stop, store) for start, stop in cuts(m.shape)]
     held = [part for part in parts if part is not None]
     return concatenate(held) if len(held) == len(parts) else None
 
 
-def _keep(model: Model, m: _Matrix, made: QuantizedTensor, store: Kept) -> None:
+def _keep(model: Model, m: Matrix, made: QuantizedTensor, store: Kept) -> None:
     for start, stop in cuts(m.shape):
         part = QuantizedTensor(
             (stop - start, m.shape[1]), m.format, made.codes[start:stop], made.scales[start:stop], made.zeros[start:stop]

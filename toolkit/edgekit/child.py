@@ -25,24 +25,27 @@ def command(module: str) -> list[str]:
     return [sys.executable, "-c", f"import sys; sys.path[:] = sys.argv[1:]; from {module} import main; main()", *sys.path]
 
 
-def ask(module: str, request: Json) -> Json:
-    """The answer of ``module.main``. Raises the EdgekitError it ended with, or EngineError where it crashed."""
-    with asking(module, request) as answer:
+def ask(module: str, request: Json, *, patience: float | None = None) -> Json:
+    """The answer of ``module.main``. Raises the EdgekitError it ended with, or EngineError where it crashed or took longer than
+    ``patience`` seconds."""
+    with asking(module, request, patience) as answer:
         return answer()
 
 
 @contextlib.contextmanager
-def asking(module: str, request: Json) -> Iterator[Callable[[], Json]]:
+def asking(module: str, request: Json, patience: float | None = None) -> Iterator[Callable[[], Json]]:
     """As ``ask``, while the caller does something else: gives what waits for the answer. When the block is left the process has ended,
     whatever happened."""
     try:
         process = subprocess.Popen(command(module), stdin=PIPE, stdout=PIPE, stderr=PIPE)
     except OSError as error:
         raise EngineError(f"cannot start {sys.executable!r} to run the model: {error.strerror or error}") from error
-    with ThreadPoolExecutor(1) as pool:
-        said = pool.submit(process.communicate, json.dumps(request).encode())
+    with process, ThreadPoolExecutor(1) as pool:
+        said = pool.submit(process.communicate, json.dumps(request).encode(), patience)
         try:
             yield lambda: understand(*said.result(), process.returncode)
+        except subprocess.TimeoutExpired:
+            raise EngineError(f"it did not answer within {patience:.0f} s") from None
         finally:
             process.kill()
 
@@ -51,7 +54,7 @@ def understand(said: bytes, noise: bytes, code: int) -> Json:
     """What such a process said, or the error that its words or its exit code are."""
     if code < 0:
         raise EngineError(
-            f"the engine was ended by {_signal(-code)} while it ran the model. Where that is SIGKILL, the memory ran out: "
+            f"the engine was ended by {signal_name(-code)} while it ran the model. Where that is SIGKILL, the memory ran out: "
             "close other programs or take a smaller model"
         )
     if code:
@@ -63,7 +66,8 @@ def understand(said: bytes, noise: bytes, code: int) -> Json:
     return answer
 
 
-def _signal(number: int) -> str:
+def signal_name(number: int) -> str:
+    """``"SIGKILL"`` for 9."""
     try:
         return signal.Signals(number).name
     except ValueError:

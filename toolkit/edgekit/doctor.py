@@ -6,12 +6,10 @@ crashes is a line of the report and not its end.
 
 import importlib
 import importlib.metadata
-import json
 import os
 import platform
 import re
 import shutil
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,8 +20,9 @@ from typing import Literal
 from edgekit import __version__, child
 from edgekit.cache import groups, open_cache
 from edgekit.drivers import Device, devices
-from edgekit.errors import EdgekitError, EngineError, EngineMissing, TargetError
+from edgekit.errors import EdgekitError, EngineMissing, TargetError
 from edgekit.parallel import cores
+from edgekit.resources import release
 from edgekit.target import Target, targets
 
 QUESTION, ANSWER = "turn on the kitchen light", '{"device": "light", "room": "kitchen", "action": "on"}'
@@ -140,21 +139,17 @@ def _applies(marker: str) -> bool:
     """Of the markers that edgekit's own requirements have."""
     system = re.search(r"sys_platform == ['\"](\w+)['\"]", marker)
     python = re.search(r"python_version (<|>=) ['\"]([\d.]+)['\"]", marker)
-    here = python is None or (sys.version_info[:2] < _release(python[2])) == (python[1] == "<")
+    here = python is None or (sys.version_info[:2] < release(python[2])) == (python[1] == "<")
     return (system is None or system[1] == sys.platform) and here
 
 
 def _fits(installed: str, wanted: str) -> bool:
     """Of the clauses that edgekit's own requirements have."""
     for operator, version in re.findall(r"(>=|<|==)\s*([\w.]+)", wanted):
-        found, limit = _release(installed), _release(version)
+        found, limit = release(installed), release(version)
         if not {">=": found >= limit, "<": found < limit, "==": found[: len(limit)] == limit}[operator]:
             return False
     return True
-
-
-def _release(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in re.findall(r"\d+", re.split(r"[+a-z]", version)[0])[:3])
 
 
 def _probes() -> Iterator[Probe]:
@@ -169,7 +164,7 @@ def _probes() -> Iterator[Probe]:
 def _probe(engine: str, names: tuple[str, ...]) -> Probe:
     with tempfile.TemporaryDirectory(prefix="edgekit-doctor-", ignore_cleanup_errors=True) as folder:
         try:
-            said = _ask({"target": names[0], "directory": folder})
+            said = child.ask(__name__, {"target": names[0], "directory": folder}, patience=PATIENCE)
         except EngineMissing as error:
             elsewhere = _elsewhere(str(error))
             return Probe(engine, names, "does not apply" if elsewhere else "missing", elsewhere or str(error))
@@ -195,15 +190,6 @@ def _extras() -> list[str]:
         return importlib.metadata.metadata("edgekit").get_all("Provides-Extra") or []
     except importlib.metadata.PackageNotFoundError:
         return []
-
-
-def _ask(request: child.Json) -> child.Json:
-    """As ``child.ask``, but with an end to its patience."""
-    try:
-        done = subprocess.run(child.command(__name__), input=json.dumps(request).encode(), capture_output=True, timeout=PATIENCE)
-    except subprocess.TimeoutExpired:
-        raise EngineError(f"it did not answer within {PATIENCE:.0f} s") from None
-    return child.understand(done.stdout, done.stderr, done.returncode)
 
 
 def main() -> None:

@@ -4,8 +4,8 @@ The engine maps or loads the whole model and may crash in native code; neither h
 process: it imports what runs a model, nothing of what builds one.
 """
 
-import importlib
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -13,20 +13,16 @@ import numpy as np
 
 from edgekit import child
 from edgekit.artifact import GreedyVector, Manifest
-from edgekit.engines import ENGINES
 from edgekit.errors import EngineError
-from edgekit.runtime.session import Session
+from edgekit.runtime.session import Session, open_session
 
 TOKENS = 16
 
 
 def compute(directory: Path, manifest: Manifest, prompts: Sequence[tuple[int, ...]], threads: int | None) -> tuple[GreedyVector, ...]:
     """Opens what lies in ``directory`` and continues each prompt. Raises EngineMissing; EngineError when the engine cannot run it."""
-    session: Session = importlib.import_module(ENGINES[manifest.engine.name].session).open_session(directory, manifest, threads=threads)
-    try:
+    with closing(open_session(directory, manifest, threads=threads)) as session:
         return tuple(_continue(session, prompt, manifest) for prompt in prompts)
-    finally:
-        session.close()
 
 
 def _continue(session: Session, prompt: tuple[int, ...], manifest: Manifest) -> GreedyVector:

@@ -3,8 +3,8 @@
 ``main`` is that process: it imports what runs a model, nothing of what builds one.
 """
 
-import importlib
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -13,10 +13,9 @@ import numpy as np
 
 from edgekit import child
 from edgekit.artifact import load_artifact
-from edgekit.engines import ENGINES
 from edgekit.errors import EngineError
 from edgekit.runtime.prefix import PrefixCache
-from edgekit.runtime.session import Session
+from edgekit.runtime.session import Session, open_session
 
 
 @dataclass(frozen=True)
@@ -59,14 +58,11 @@ def _answer(session: Session, switch: int | None, ask: Ask, place: Path) -> list
 def _serve(request: dict[str, object]) -> dict[str, object]:
     artifact = load_artifact(str(request["directory"]))
     manifest = artifact.manifest
-    module = importlib.import_module(ENGINES[manifest.engine.name].session)
-    session: Session = module.open_session(artifact.directory, manifest, threads=request["threads"])
-    try:
+    threads = cast("int | None", request["threads"])
+    with closing(open_session(artifact.directory, manifest, threads=threads)) as session:
         asks = [Ask(tuple(a["tokens"]), a["last"], a["greedy"]) for a in cast(list[dict[str, Any]], request["asks"])]
         place = Path(str(request["place"]))
         return {"appended": [_answer(session, manifest.context.rope_switch, ask, place / f"{i}.npy") for i, ask in enumerate(asks)]}
-    finally:
-        session.close()
 
 
 def main() -> None:

@@ -6,9 +6,9 @@ tie to within that rounding may change places. How far apart they are, the margi
 runs in a process of its own.
 """
 
-import importlib
 import tempfile
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -18,11 +18,10 @@ from numpy.typing import NDArray
 
 from edgekit import child
 from edgekit.artifact import Artifact, load_artifact
-from edgekit.engines import ENGINES
 from edgekit.errors import ArtifactError, EdgekitError, EngineError, UsageError
 from edgekit.runtime.chat import open_template
 from edgekit.runtime.prefix import PrefixCache
-from edgekit.runtime.session import Session
+from edgekit.runtime.session import Session, open_session
 from edgekit.runtime.tokenizer import Tokenizer, open_tokenizer
 
 TOKENS = 32
@@ -278,13 +277,9 @@ def main() -> None:
 
 def _serve(request: dict[str, Any]) -> child.Json:
     artifact = load_artifact(request["directory"])
-    opened = importlib.import_module(ENGINES[artifact.manifest.engine.name].session).open_session
-    session: Session = opened(artifact.directory, artifact.manifest, threads=request["threads"])
-    try:
+    with closing(open_session(artifact.directory, artifact.manifest, threads=request["threads"])) as session:
         given = request["answers"] or [None] * len(request["prompts"])
         said = [_answer(session, artifact, p, a, request["tokens"]) for p, a in zip(request["prompts"], given, strict=True)]
-    finally:
-        session.close()
     np.save(request["out"], np.concatenate([rows for _, rows in said]))
     return {"answers": [tokens for tokens, _ in said]}
 

@@ -14,7 +14,7 @@ from edgekit.errors import CheckpointError, OutputError
 from edgekit.models import Model
 from edgekit.parallel import in_threads
 from edgekit.quant import VERSION, quantize
-from edgekit.quant.scheme import Format, QuantizedTensor
+from edgekit.quant.scheme import Format, QuantizedTensor, QuantScheme
 
 BLOCK = 1 << 21
 """Weights a thread reads, quantizes and writes at a time: 8 MB in float32, 1 MB as INT4. A cached block is as large."""
@@ -60,6 +60,21 @@ class Wanted(Protocol):
     def shape(self) -> tuple[int, int]: ...
     @property
     def format(self) -> Format: ...
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """A canonical weight that is ``Wanted``, and nothing of where it goes."""
+
+    weight: str
+    shape: tuple[int, int]
+    format: Format
+
+
+def matrices(model: Model, scheme: QuantScheme, exceptions: Mapping[str, Format] | None = None) -> list[Matrix]:
+    """Every matrix of a model in the order of a forward pass, in the format of ``scheme`` or, by its name, of ``exceptions``."""
+    shapes = {name: shape for name, shape in model.decoder.weight_shapes().items() if len(shape) == 2}
+    return [Matrix(name, (shape[0], shape[1]), (exceptions or {}).get(name, scheme.format_of(name))) for name, shape in shapes.items()]
 
 
 W = TypeVar("W", bound=Wanted)

@@ -1,5 +1,6 @@
 """Files that come with the package or are named by the user: ``targets`` and ``profiles``, text; and the user's cache folder."""
 
+import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -42,3 +43,9 @@ def cache_folder(environment: Mapping[str, str]) -> Path:
     xdg = environment.get("XDG_CACHE_HOME", "")
     # A relative path is invalid and to be ignored, says the XDG specification.
     return (Path(xdg) if Path(xdg).is_absolute() else home / ".cache") / "edgekit"
+
+
+def release(version: str) -> tuple[int, ...]:
+    """The numbers of a package's version, for comparing: ``"1.24.1rc1"`` -> (1, 24, 1), ``"2026.4.1-22982-e213..."`` -> (2026, 4, 1)."""
+    found = re.match(r"[\d.]*", version)
+    return tuple(int(part) for part in re.findall(r"\d+", found[0] if found else "")[:3])

@@ -2,7 +2,6 @@
 
 import threading
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -11,14 +10,7 @@ from edgekit.parallel import in_threads
 from edgekit.progress import Progress
 from edgekit.quant import dequantize
 from edgekit.quant.scheme import Format, QuantScheme
-from edgekit.quantized import Quantizer, block, cuts
-
-
-@dataclass(frozen=True)
-class _Matrix:
-    weight: str
-    shape: tuple[int, int]
-    format: Format
+from edgekit.quantized import Matrix, Quantizer, block, cuts, matrices
 
 
 def tensor_errors(
@@ -28,12 +20,11 @@ def tensor_errors(
 
     A thread holds one block of rows at a time. Raises CheckpointError.
     """
-    shapes = {name: shape for name, shape in model.decoder.weight_shapes().items() if len(shape) == 2}
-    matrices = [_Matrix(name, (shape[0], shape[1]), exceptions.get(name, scheme.format_of(name))) for name, shape in shapes.items()]
-    sums = {m.weight: np.zeros(2) for m in matrices}
-    lock, total, done = threading.Lock(), sum(m.shape[0] * m.shape[1] for m in matrices), 0
+    wanted = matrices(model, scheme, exceptions)
+    sums = {m.weight: np.zeros(2) for m in wanted}
+    lock, total, done = threading.Lock(), sum(m.shape[0] * m.shape[1] for m in wanted), 0
 
-    def work(job: tuple[_Matrix, int, int]) -> Iterator[int]:
+    def work(job: tuple[Matrix, int, int]) -> Iterator[int]:
         m, start, stop = job
         weight = model.rows(m.weight, start, stop)
         error = weight - dequantize(block(model, m, start, stop, quantizer))
@@ -47,5 +38,5 @@ def tensor_errors(
         done += count
         progress("error of the weights", done, total)
 
-    in_threads(work, [(m, start, stop) for m in matrices for start, stop in cuts(m.shape)], quantizer.threads, tell)
+    in_threads(work, [(m, start, stop) for m in wanted for start, stop in cuts(m.shape)], quantizer.threads, tell)
     return {name: float(np.sqrt(error / norm)) if norm else 0.0 for name, (error, norm) in sums.items()}

@@ -5,8 +5,8 @@ the rounding of the kernels, so its tokens are judged one by one, each after the
 likely one here, it must lead by no more than rounding could explain (``NEAR``). The engine runs in a process of its own.
 """
 
-import importlib
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal, cast
@@ -15,11 +15,10 @@ import numpy as np
 
 from edgekit import child
 from edgekit.artifact import MANIFEST, Artifact, GreedyVector, check_digests, load_artifact
-from edgekit.engines import ENGINES
 from edgekit.errors import EngineError
 from edgekit.progress import Progress, silent
 from edgekit.runtime import open_text
-from edgekit.runtime.session import Session
+from edgekit.runtime.session import Session, open_session
 
 NEAR = 0.25
 """Of the standard deviation of the logits at a token: by how much another token may lead and still be a near tie.
@@ -118,13 +117,8 @@ def main() -> None:
 def _leads(directory: str, threads: int | None) -> list[list[float]]:
     artifact = load_artifact(directory)
     manifest = artifact.manifest
-    session: Session = importlib.import_module(ENGINES[manifest.engine.name].session).open_session(
-        artifact.directory, manifest, threads=threads
-    )
-    try:
+    with closing(open_session(artifact.directory, manifest, threads=threads)) as session:
         return [_lead(session, vector) for vector in manifest.conformance.greedy.vectors]
-    finally:
-        session.close()
 
 
 def _lead(session: Session, vector: GreedyVector) -> list[float]:

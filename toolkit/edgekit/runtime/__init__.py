@@ -14,7 +14,6 @@ Nothing here imports anything of the build side.
 """
 
 import functools
-import importlib
 import operator
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,13 +23,12 @@ from types import TracebackType
 from typing import TYPE_CHECKING, cast
 
 from edgekit.artifact import Artifact, Manifest, load_artifact
-from edgekit.engines import ENGINES
-from edgekit.errors import ArtifactError, EdgekitError, TemplateError, UsageError
+from edgekit.errors import EdgekitError, TemplateError, UsageError
 from edgekit.runtime.constrain import Constraint, Forms, Guide, constraint
 from edgekit.runtime.generate import Completion, Finish, Step, collect, generate
 from edgekit.runtime.prefix import PrefixCache
 from edgekit.runtime.sampling import GREEDY, Processor, Sampling
-from edgekit.runtime.session import Session
+from edgekit.runtime.session import Session, open_session
 from edgekit.runtime.tokenizer import Tokenizer, check_tokenizer, open_tokenizer
 
 if TYPE_CHECKING:
@@ -49,7 +47,7 @@ def load(directory: str | Path, *, threads: int | None = None) -> "Runtime":
     with ThreadPoolExecutor(1) as pool:
         texts = pool.submit(open_text, artifact)  # while the engine reads the weights: about 0.1 s of 2
         try:
-            session = _open_session(artifact.directory, artifact.manifest, threads)
+            session = open_session(artifact.directory, artifact.manifest, threads=threads)
         except EdgekitError:
             texts.result()  # what is wrong with the files is said before what is wrong with the engine
             raise
@@ -235,14 +233,3 @@ def _check_messages(messages: object) -> None:
     listed: Sequence[object] = messages if isinstance(messages, Sequence) else ()
     if not listed or not all(isinstance(m, Mapping) and isinstance(m.get("role"), str) for m in listed):
         raise UsageError('chat takes messages: [{"role": "user", "content": "..."}]; for text use generate')
-
-
-def _open_session(directory: Path, manifest: Manifest, threads: int | None) -> Session:
-    engine = ENGINES.get(manifest.engine.name)
-    if engine is None:
-        raise ArtifactError(
-            f"{directory} was built for engine {manifest.engine.name!r}, which this edgekit does not know "
-            f"(known: {', '.join(ENGINES)}); upgrade: pip install --upgrade edgekit"
-        )
-    session: Session = importlib.import_module(engine.session).open_session(directory, manifest, threads=threads)
-    return session

@@ -1,10 +1,16 @@
-"""The seam between the one generation loop and every engine."""
+"""The seam between the one generation loop and every engine, and what every engine's session checks alike."""
 
+import importlib
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+from edgekit.artifact import Manifest
+from edgekit.engines import ENGINES
+from edgekit.errors import ArtifactError, ContextOverflow, UsageError
 
 
 class Session(Protocol):
@@ -42,3 +48,43 @@ class Session(Protocol):
 
     def close(self) -> None:
         """Frees the model. Calling it twice is allowed."""
+
+
+def open_session(directory: Path, manifest: Manifest, *, threads: int | None = None) -> Session:
+    """Loads an artifact with its own engine. threads: that it computes with; None leaves the choice to it.
+
+    Raises ArtifactError (an engine that this edgekit does not know), EngineMissing, EngineError.
+    """
+    engine = ENGINES.get(manifest.engine.name)
+    if engine is None:
+        raise ArtifactError(
+            f"{directory} was built for engine {manifest.engine.name!r}, which this edgekit does not know "
+            f"(known: {', '.join(ENGINES)}); upgrade: pip install --upgrade edgekit"
+        )
+    session: Session = importlib.import_module(engine.session).open_session(directory, manifest, threads=threads)
+    return session
+
+
+def check_call(tokens: Sequence[int], last: int, position: int, context: int) -> None:
+    """What ``Session.forward_last`` refuses before it computes, ``position`` tokens being held. Raises ValueError, ContextOverflow."""
+    if not len(tokens):
+        raise ValueError("forward needs at least one token")
+    if not 1 <= last <= len(tokens):
+        raise ValueError(f"logits of the last {last} tokens were asked for, and {len(tokens)} are given")
+    if position + len(tokens) > context:
+        raise ContextOverflow(
+            f"{position} tokens and {len(tokens)} more do not fit into the context of {context} this artifact was built for"
+        )
+
+
+def check_vocabulary(ids: NDArray[np.int64], vocab: int) -> None:
+    """An engine would read beside the embedding. Raises UsageError naming the first id that is none of ``vocab``."""
+    wrong = ids[(ids < 0) | (ids >= vocab)]
+    if wrong.size:
+        raise UsageError(f"token {wrong[0]} is outside the vocabulary of {vocab}; encode the text with the artifact's own tokenizer")
+
+
+def check_rewind(length: int, position: int) -> None:
+    """What ``Session.rewind`` refuses. Raises ValueError."""
+    if not 0 <= length <= position:
+        raise ValueError(f"cannot rewind to {length}: the session holds {position} tokens")

@@ -1,10 +1,10 @@
 """What has to be installed to run an artifact of this engine."""
 
 import importlib.metadata
-import re
 from collections.abc import Mapping
 
 from edgekit.errors import EngineMissing
+from edgekit.resources import release
 
 INSTALL = 'pip install "edgekit[mlx]" (macOS on Apple silicon; on Linux with a CPU: pip install "mlx[cpu]" mlx-lm)'
 
@@ -25,8 +25,3 @@ def check_installed(requires: Mapping[str, str]) -> None:
                 f"this artifact needs {package} {needed} or newer, installed is {installed}; upgrade it: "
                 f'pip install --upgrade "{package}>={needed}"'
             )
-
-
-def release(text: str) -> tuple[int, ...]:
-    """``"0.32.4"`` -> (0, 32, 4), whatever follows the numbers left out."""
-    return tuple(int(part) for part in re.findall(r"\d+", text.split("+")[0].split("rc")[0])[:3])

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from edgekit.artifact import Manifest
 from edgekit.engines.mlx.packages import check_installed, missing
-from edgekit.errors import ContextOverflow, EdgekitError, EngineError, UsageError
+from edgekit.errors import EdgekitError, EngineError
+from edgekit.runtime.session import check_call, check_rewind, check_vocabulary
 
 if TYPE_CHECKING:
     from edgekit.engines.mlx.model import Decoder
@@ -66,20 +67,10 @@ class MlxSession:
         """See ``Session.forward_last``. Raises as ``forward`` does."""
         if self._decoder is None:
             raise EngineError("the session is closed; open the artifact again")
-        if not len(tokens):
-            raise ValueError("forward needs at least one token")
-        if not 1 <= last <= len(tokens):
-            raise ValueError(f"logits of the last {last} tokens were asked for, and {len(tokens)} are given")
+        check_call(tokens, last, self._position, self._context)
         final = self._position + len(tokens)
-        if final > self._context:
-            raise ContextOverflow(
-                f"{self._position} tokens and {len(tokens)} more do not fit into the context of {self._context} this artifact was built for"
-            )
         ids = np.asarray(tokens, np.int64)
-        wrong = ids[(ids < 0) | (ids >= self._decoder.vocab_size)]
-        if wrong.size:  # MLX would read beside the embedding
-            vocab = self._decoder.vocab_size
-            raise UsageError(f"token {wrong[0]} is outside the vocabulary of {vocab}; encode the text with the artifact's own tokenizer")
+        check_vocabulary(ids, self._decoder.vocab_size)
         from edgekit.engines.mlx.model import compute
 
         with self._undone():
@@ -105,8 +96,7 @@ class MlxSession:
 
     def rewind(self, length: int) -> None:
         """See ``Session.rewind``."""
-        if not 0 <= length <= self._position:
-            raise ValueError(f"cannot rewind to {length}: the session holds {self._position} tokens")
+        check_rewind(length, self._position)
         self._trim(length)
         self._position = length
 

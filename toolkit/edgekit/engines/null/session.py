@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekit.artifact import Manifest
-from edgekit.errors import ArtifactError, ContextOverflow, EngineError
+from edgekit.errors import ArtifactError, EngineError
+from edgekit.runtime.session import check_call, check_rewind
 
 FILE = "null.json"
 
@@ -48,27 +49,23 @@ class NullSession:
 
     def forward(self, tokens: Sequence[int]) -> NDArray[np.float32]:
         """See ``Session.forward``."""
-        return self._logits(self._append(tokens)[-1])
+        row: NDArray[np.float32] = self.forward_last(tokens, 1)[0]
+        return row
 
     def forward_last(self, tokens: Sequence[int], last: int) -> NDArray[np.float32]:
         """See ``Session.forward_last``."""
-        if not 1 <= last <= len(tokens):
-            raise ValueError(f"logits of the last {last} tokens were asked for, and {len(tokens)} are given")
-        return np.stack([self._logits(state) for state in self._append(tokens)[-last:]])
+        return np.stack([self._logits(state) for state in self._append(tokens, last)])
 
-    def _append(self, tokens: Sequence[int]) -> list[bytes]:
-        """The states after each of ``tokens``."""
+    def _append(self, tokens: Sequence[int], last: int) -> list[bytes]:
+        """The states after each of the ``last`` last of ``tokens``."""
         if self._closed:
             raise EngineError("the session is closed; open the artifact again")
-        if not len(tokens):
-            raise ValueError("forward needs at least one token")
+        check_call(tokens, last, self.position, self._context)
         length = self.position + len(tokens)
-        if length > self._context:
-            raise ContextOverflow(f"{self.position} tokens and {len(tokens)} more do not fit into the context of {self._context}")
         long = self._switch is not None and length > self._switch
         for token in tokens:
             self._states.append(hashlib.sha256(self._states[-1] + int(token).to_bytes(8, "little") + bytes([long])).digest())
-        return self._states[-len(tokens) :]
+        return self._states[-last:]
 
     def _logits(self, state: bytes) -> NDArray[np.float32]:
         random = np.random.Generator(np.random.PCG64(int.from_bytes(state, "little")))
@@ -76,8 +73,7 @@ class NullSession:
 
     def rewind(self, length: int) -> None:
         """See ``Session.rewind``."""
-        if not 0 <= length <= self.position:
-            raise ValueError(f"cannot rewind to {length}: the session holds {self.position} tokens")
+        check_rewind(length, self.position)
         del self._states[length + 1 :]
 
     def close(self) -> None:

@@ -1,7 +1,6 @@
 """Running an ONNX artifact on plain ONNX Runtime (no onnxruntime-genai needed)."""
 
 import mmap
-import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -13,8 +12,10 @@ from numpy.typing import NDArray
 
 from edgekit.artifact import Manifest
 from edgekit.engines.onnx.providers import PROVIDERS, Provider, open_on, provider
-from edgekit.errors import ContextOverflow, EngineError, EngineMissing, UsageError
+from edgekit.errors import EngineError, EngineMissing
 from edgekit.parallel import cores
+from edgekit.resources import release
+from edgekit.runtime.session import check_call, check_rewind, check_vocabulary
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -60,11 +61,6 @@ def open_session(directory: Path, manifest: Manifest, *, threads: int | None = N
     if POSITIONS not in (i.name for i in session.get_overridable_initializers()):
         raise EngineError(f"{path} has no input {POSITIONS}: an older edgekit built it; build the artifact again")
     return OnnxSession(session, path, manifest.context.length, chosen)
-
-
-def release(text: str) -> tuple[int, ...]:
-    """``"1.24.1"`` -> (1, 24, 1), whatever follows the numbers left out."""
-    return tuple(int(part) for part in re.findall(r"\d+", text.split("+")[0].split("rc")[0])[:3])
 
 
 @dataclass(frozen=True)
@@ -117,20 +113,13 @@ class OnnxSession:
         """See ``Session.forward_last``, and ``forward``."""
         if self._session is None:
             raise EngineError(f"the session of {self._path} is closed; open the artifact again")
-        if not len(tokens):
-            raise ValueError("forward needs at least one token")
-        if not 1 <= last <= len(tokens):
-            raise ValueError(f"logits of the last {last} tokens were asked for, and {len(tokens)} are given")
+        check_call(tokens, last, self._position, self._context)
         final = self._position + len(tokens)
-        if final > self._context:
-            raise ContextOverflow(
-                f"{self._position} tokens and {len(tokens)} more do not fit into the context of {self._context} this artifact was built for"
-            )
         if final > self._buffers.capacity:
             capacity = min(max(final, 2 * self._buffers.capacity), self._context)
             self._buffers = grow(self._buffers, capacity, self._position, self._provider.device)
         ids = np.asarray(tokens, np.int64)[None]
-        check_tokens(ids, self._buffers.logits.shape[2])
+        check_vocabulary(ids, self._buffers.logits.shape[2])
         self._buffers.rope_length[0] = final
         rows: list[NDArray[np.float32]] = []
         for piece in pieces(len(tokens), self._position, self._provider.appends):
@@ -147,8 +136,7 @@ class OnnxSession:
 
     def rewind(self, length: int) -> None:
         """See ``Session.rewind``. What is forgotten stays in the buffers until it is overwritten; nothing reads it."""
-        if not 0 <= length <= self._position:
-            raise ValueError(f"cannot rewind to {length}: the session holds {self._position} tokens")
+        check_rewind(length, self._position)
         self._position = length
 
     def close(self) -> None:
@@ -163,13 +151,6 @@ def pieces(count: int, position: int, appends: bool) -> list[slice]:
     one later."""
     size = CHUNK if appends else count if position == 0 else 1
     return [slice(start, min(start + size, count)) for start in range(0, count, size)]
-
-
-def check_tokens(ids: NDArray[np.int64], vocab: int) -> None:
-    """ONNX Runtime would read beside the embedding."""
-    wrong = ids[(ids < 0) | (ids >= vocab)]
-    if wrong.size:
-        raise UsageError(f"token {wrong[0]} is outside the vocabulary of {vocab}; encode the text with the artifact's own tokenizer")
 
 
 def bind(session: "onnxruntime.InferenceSession", capacity: int, device: str | None) -> Buffers:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekit.engines.openvino.plugins import check_tokens
 from edgekit.errors import ContextOverflow, EngineError
+from edgekit.runtime.session import check_call, check_rewind, check_vocabulary
 
 if TYPE_CHECKING:
     import openvino
@@ -63,19 +63,14 @@ class NpuSession:
         """See ``Session.forward_last``, and ``forward``. All but the start of a sequence is computed token by token."""
         if self._request is None:
             raise EngineError(f"the session of {self._path} is closed; open the artifact again")
-        if not len(tokens):
-            raise ValueError("forward needs at least one token")
-        if not 1 <= last <= len(tokens):
-            raise ValueError(f"logits of the last {last} tokens were asked for, and {len(tokens)} are given")
-        kept, final = len(self._tokens), len(self._tokens) + len(tokens)
-        if final > self._context:
-            raise ContextOverflow(f"{kept} tokens and {len(tokens)} more do not fit into the context of {self._context} of this artifact")
+        check_call(tokens, last, self.position, self._context)
+        kept, final = self.position, self.position + len(tokens)
         if len(tokens) > self._prompt:
             raise ContextOverflow(
                 f"a prompt of {len(tokens)} tokens; this artifact's graph for the NPU takes {self._prompt}. "
                 "Shorten it, or build with a larger prompt in the target's [options]"
             )
-        check_tokens(np.asarray(tokens, np.int64), self._vocab)
+        check_vocabulary(np.asarray(tokens, np.int64), self._vocab)
         whole = [*self._tokens, *map(int, tokens)]
         if self._held > kept:
             self._request.reset_state()
@@ -94,8 +89,7 @@ class NpuSession:
 
     def rewind(self, length: int) -> None:
         """See ``Session.rewind``. The next call computes what is left anew."""
-        if not 0 <= length <= self.position:
-            raise ValueError(f"cannot rewind to {length}: the session holds {self.position} tokens")
+        check_rewind(length, self.position)
         del self._tokens[length:]
 
     def close(self) -> None:

@@ -5,16 +5,13 @@ the artifact is for is there, or the session is refused.
 """
 
 import importlib
-import signal
 import subprocess
 import sys
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
-
-from edgekit.errors import EngineError, EngineMissing, UsageError
+from edgekit.child import signal_name
+from edgekit.errors import EngineError, EngineMissing
 
 if TYPE_CHECKING:
     import openvino
@@ -61,19 +58,5 @@ def check_device(core: "openvino.Core", device: str) -> None:
     done = subprocess.run([sys.executable, "-c", PROBE, device, *sys.path], capture_output=True, text=True, check=False, errors="replace")
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
-        how = f"crashed ({_signal(-done.returncode)})" if done.returncode < 0 else f"failed: {last[:300]}"
+        how = f"crashed ({signal_name(-done.returncode)})" if done.returncode < 0 else f"failed: {last[:300]}"
         raise EngineError(f"OpenVINO's {device} driver {how} on a model of one operator; update Intel's driver, or build for intel-cpu")
-
-
-def _signal(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"
-
-
-def check_tokens(ids: NDArray[np.int64], vocab: int) -> None:
-    """OpenVINO would read beside the embedding."""
-    wrong = ids[(ids < 0) | (ids >= vocab)]
-    if wrong.size:
-        raise UsageError(f"token {wrong[0]} is outside the vocabulary of {vocab}; encode the text with the artifact's own tokenizer")

@@ -10,13 +10,13 @@ from numpy.typing import ArrayLike, NDArray
 
 from edgekit.artifact import Manifest
 from edgekit.engines.openvino import npu
-from edgekit.engines.openvino.plugins import check_device, check_tokens, import_openvino
+from edgekit.engines.openvino.plugins import check_device, import_openvino
 from edgekit.engines.openvino.settings import Settings, choose
 from edgekit.engines.openvino.warmup import WarmUp
-from edgekit.errors import ContextOverflow, EngineError, EngineMissing
+from edgekit.errors import EngineError, EngineMissing
 from edgekit.parallel import cores
-from edgekit.resources import cache_folder
-from edgekit.runtime.session import Session
+from edgekit.resources import cache_folder, release
+from edgekit.runtime.session import Session, check_call, check_rewind, check_vocabulary
 
 if TYPE_CHECKING:
     import openvino
@@ -72,11 +72,6 @@ def properties(core: "openvino.Core", manifest: Manifest, threads: int) -> dict[
         return found | settings(core, manifest, threads).properties
     # Kernels that a GPU's driver compiles are kept, so that the next load is fast; on a CPU nothing is gained (docs/openvino.md).
     return found | {"INFERENCE_PRECISION_HINT": FLOATS[str(details["precision"])], "CACHE_DIR": str(cache_folder(os.environ) / "openvino")}
-
-
-def release(text: str) -> tuple[int, ...]:
-    """``"2026.4.1-22982-e213..."`` -> (2026, 4, 1)."""
-    return tuple(int(part) for part in text.split("-")[0].split(".")[:3] if part.isdigit())
 
 
 def settings(core: "openvino.Core", manifest: Manifest, threads: int) -> Settings:
@@ -171,17 +166,10 @@ class OpenvinoSession:
         """See ``Session.forward_last``, and ``forward``."""
         if self._request is None:
             raise EngineError(f"the session of {self._path} is closed; open the artifact again")
-        if not len(tokens):
-            raise ValueError("forward needs at least one token")
-        if not 1 <= last <= len(tokens):
-            raise ValueError(f"logits of the last {last} tokens were asked for, and {len(tokens)} are given")
+        check_call(tokens, last, self._position, self._context)
         final = self._position + len(tokens)
-        if final > self._context:
-            raise ContextOverflow(
-                f"{self._position} tokens and {len(tokens)} more do not fit into the context of {self._context} this artifact was built for"
-            )
         ids = np.asarray(tokens, np.int64)[None]
-        check_tokens(ids, self._vocab)
+        check_vocabulary(ids, self._vocab)
         if self._warming is not None:
             self._warming.end()
             self._warming = None
@@ -202,8 +190,7 @@ class OpenvinoSession:
 
     def rewind(self, length: int) -> None:
         """See ``Session.rewind``. What is forgotten stays in the cache for a while; the mask hides it."""
-        if not 0 <= length <= self._position:
-            raise ValueError(f"cannot rewind to {length}: the session holds {self._position} tokens")
+        check_rewind(length, self._position)
         self._mask[0, self._slot_of[length : self._position]] = 0
         self._position = length
 
