@@ -1,0 +1,80 @@
+"""``edge build``."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from edgekit.commands.common import Json, command, fail
+from edgekit.errors import EdgekitError
+
+
+@command
+def build(
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL",
+            show_default=False,
+            help="A name from `edge models`, org/name[@revision] of the Hugging Face hub, or a directory.",
+        ),
+    ],
+    target: Annotated[list[str], typer.Option("--target", help="A name from `edge targets` or a .toml file; may be repeated.")],
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="Directory to write; with several targets, the one to write them into. Default: MODEL-TARGET."),
+    ] = None,
+    scheme: Annotated[str | None, typer.Option("--scheme", help="Quantization, instead of the target's.")] = None,
+    context: Annotated[int | None, typer.Option("--context", min=1, help="Context in tokens, instead of the target's.")] = None,
+    revision: Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit of a hub model.")] = None,
+    offline: Annotated[bool, typer.Option("--offline", help="Use only what has been downloaded before.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an artifact that is already there.")] = False,
+    no_cache: Annotated[bool, typer.Option("--no-cache", help="Quantize anew, and keep nothing for the next build.")] = False,
+    calibrate: Annotated[
+        Path | None,
+        typer.Option("--calibrate", help="A text like what the model will meet, to fit 4-bit weights to (GPTQ).", show_default=False),
+    ] = None,
+    no_verify: Annotated[bool, typer.Option("--no-verify", help="Do not try the artifact; its manifest says so.")] = False,
+    threads: Annotated[int | None, typer.Option("--threads", min=1, help="Threads to work with. Default: every core.")] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress, no summary.")] = False,
+    json: Json = False,
+) -> None:
+    """Quantize a model and write an artifact for each target."""
+    from edgekit import console, listing
+    from edgekit.build import build as build_artifact
+    from edgekit.build import check_request, outputs
+    from edgekit.resources import read_text
+
+    text = read_text(calibrate) if calibrate is not None else None
+    places = outputs(model, target, out)
+    for name, directory in places:
+        check_request(name, directory, scheme=scheme, force=force)
+    written: list[dict[str, object]] = []
+    for name, directory in places:
+        try:
+            with console.progress(quiet=quiet or json) as progress:
+                manifest = build_artifact(
+                    model,
+                    target=name,
+                    output=directory,
+                    scheme=scheme,
+                    revision=revision,
+                    context=context,
+                    offline=offline,
+                    force=force,
+                    cached=not no_cache,
+                    verify=not no_verify,
+                    calibration=text,
+                    progress=progress,
+                    threads=threads,
+                )
+        except EdgekitError as error:
+            fail(error, {"written": written} if json else None)
+        written.append({"directory": str(directory), **listing.summary(manifest)})
+        if not (quiet or json):
+            print(f"{directory}: {listing.headline(manifest)}")
+        if reason := manifest.conformance.greedy.reason:
+            print(f"edge: note: {directory} is built, but was not tried here: {reason}", file=sys.stderr)
+    if json:
+        console.show_json(written)
