@@ -205,7 +205,7 @@ def _check(file: _File, where: str) -> None:
     for key, figure in figures.items():
         if not 0 < figure.value < float("inf"):
             raise TargetError(f"{where}: {key}.value: wanted a number above 0, found {figure.value}")
-        if not (figure.source.startswith("https://") or (figure.basis in ("measured", "rule") and figure.source)):
+        if not (figure.source.startswith(("https://", "http://")) or (figure.basis in ("measured", "rule") and figure.source)):
             raise TargetError(f"{where}: {key}.source: wanted an address (https://...), found {figure.source!r}")
         if figure.basis in ("computed", "rule") and not figure.note:
             raise TargetError(f"{where}: {key}.note: a figure that is {figure.basis} says here how")

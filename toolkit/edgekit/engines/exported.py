@@ -15,7 +15,6 @@ class Running:
     read: of the weights, for every token. operations: of their products, for every token (a multiply-add is two).
     process: the process with its engine and tokenizer, without the model. loaded: what the weights take, once loaded and used.
     loading: the most that loading takes. piece: most tokens of a prompt computed at a time. activation: for each token of a piece.
-    whole: the cache of the full context is reserved at once.
     bandwidth, compute: least and greatest share of the unit's own that decoding reaches; prefill: of its compute.
     latency: least and greatest seconds for each layer and token that no bandwidth and no compute explains: calls, small operators.
     """
@@ -29,7 +28,6 @@ class Running:
     loading: int
     piece: int
     activation: int
-    whole: bool
     bandwidth: tuple[float, float]
     compute: tuple[float, float]
     prefill: tuple[float, float]

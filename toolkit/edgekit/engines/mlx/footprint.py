@@ -29,7 +29,6 @@ def running(layout: Layout, decoder: DecoderConfig, width: int) -> Running:
         loading=layout.size,
         piece=PIECE,
         activation=round(WIDE * decoder.intermediate_size * width),
-        whole=False,
         # Of the peak, llama.cpp's 4-bit kernels decode at 0.58 to 0.8: github.com/ggml-org/llama.cpp/discussions/4167
         bandwidth=(0.6, 0.95),
         compute=(0.5, 1.0),

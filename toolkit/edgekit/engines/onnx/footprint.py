@@ -37,7 +37,6 @@ def running(data: DataFile, decoder: DecoderConfig, options: OnnxOptions) -> Run
         loading=round(PACKED * read) + largest,
         piece=CHUNK,
         activation=round(WIDE * decoder.intermediate_size * data.floats.itemsize),
-        whole=options.provider == "dml",
         # CPU: 0.66 to 0.70 with AVX2 and 0.95 with AVX-512 VNNI of what NumPy reads (docs/performance.md), 0.4 on cores shared with others;
         # of NumPy's float32 product 0.33 to 0.45. GPU: as llama.cpp's on Apple's, github.com/ggml-org/llama.cpp/discussions/4167.
         bandwidth=(0.4, 1.0) if on_cpu else (0.5, 0.95),

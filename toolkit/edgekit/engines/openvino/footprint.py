@@ -35,7 +35,6 @@ def running(data: DataFile, decoder: DecoderConfig, options: OpenvinoOptions) ->
         loading=round(PACKED * total),
         piece=options.prompt or PIECE,
         activation=round(WIDE * decoder.intermediate_size * (4 if on_cpu else 2)),
-        whole=options.device == "NPU",
         # CPU: 0.28 with AVX2 (its kernels are written for AVX-512) and 0.95 with AVX-512 VNNI of what NumPy reads (docs/performance.md).
         bandwidth=(0.2, 1.0) if on_cpu else (0.5, 0.95),
         compute=(0.15, 1.0) if on_cpu else (0.5, 1.0),
