@@ -59,7 +59,7 @@ def foremost(command: list[str]) -> str:
             group.write_text(str(FOREMOST), encoding="ascii")
             os.nice(FOREMOST)
 
-    done = subprocess.run(command, capture_output=True, text=True, check=False, preexec_fn=ahead)  # noqa: PLW1509
+    done = subprocess.run(command, capture_output=True, text=True, check=False, preexec_fn=ahead)
     if done.returncode:
         raise SystemExit(f"{' '.join(command)}: exit code {done.returncode}\n{done.stderr[-2000:]}")
     return done.stdout.strip().splitlines()[-1]
@@ -119,12 +119,13 @@ def built(model: str, target: str, directory: Path) -> int:
 
 def predicted(model: str, target: str, device: Path) -> dict[str, object]:
     """Of `edge plan`, at each of LENGTHS."""
-    found = {}
+    found: dict[str, object] = {}
+    whole = json.loads(edge("plan", model, "--target", target, "--device", str(device), "--json"))["plans"][0]
     for prompt, tokens in LENGTHS.items():
         plan = json.loads(edge("plan", model, "--target", target, "--device", str(device), "--context", str(tokens), "--json"))["plans"][0]
         at = next(memory for memory in plan["memory"] if memory["context"] == tokens)
         speed = plan["decode"] if prompt == "64" else plan["decode_full"]
-        found[prompt] = {"artifact": plan["artifact"], "peak": max(at["load"], at["prefill"], at["decode"]), "decode": speed}
+        found[prompt] = {"artifact": whole["artifact"], "peak": max(at["load"], at["prefill"], at["decode"]), "decode": speed}
     return found
 
 

@@ -93,8 +93,8 @@ def build(
              takes a pass of the reference decoder over it. None rounds by the weights alone.
     threads: that hash and quantize, and of the engine when it computes the conformance vectors; None takes every core. The artifact is
              the same, byte for byte.
-    Raises UsageError, ModelError, TargetError, DoesNotFit, EngineMissing, TemplateError, OutputError, DownloadError or EngineError; then, as
-    after Ctrl-C, nothing is left behind.
+    Raises UsageError, ModelError, TargetError, DoesNotFit, EngineMissing, TemplateError, OutputError, DownloadError or EngineError;
+    then, as after Ctrl-C, nothing is left behind.
     """
     output = Path(output)
     wanted, quant, exporter = check_request(target, output, scheme=scheme, force=force)

@@ -30,6 +30,8 @@ PEAK_BANDWIDTH = (0.6, 0.9)
 """Share of a memory's peak bandwidth that programs reach (docs/plan.md). A measured one is what they reach."""
 PEAK_COMPUTE = (0.15, 0.5)
 """Share of a unit's peak operations that 4-bit products reach, those of its widest type, at a clock that holds."""
+AROUND = 65536
+"""Bytes of a mapped file that come with each page asked for (Linux: fault_around_bytes)."""
 CONTEXTS = (512, 2048, 4096, 8192, 16384, 32768, 65536, 131072)
 Binding = Literal["memory", "NPU limit", "bandwidth", "compute", "calls"]
 
@@ -267,7 +269,7 @@ def _memory(size: Footprint, context: int) -> Memory:
     if running is None:
         total = size.weights + cache
         return Memory(context, cache, size.weights, total, total)
-    held = running.process + running.loaded + cache
+    held = running.process + running.loaded + min(running.mapped, AROUND * context) + cache
     return Memory(context, cache, running.process + running.loading, held + running.activation * min(context, running.piece), held)
 
 
@@ -276,7 +278,7 @@ def _largest(size: Footprint, limit: int, most: int, unit: Unit | None) -> int:
         most = min(most, int(unit.context.value))
     if size.cache == 0:
         return most if _memory(size, most).peak <= limit else 0
-    fixed = max(_memory(size, PROMPT).prefill - PROMPT * size.cache, 0)
+    fixed = max(_memory(size, most).prefill - most * size.cache, 0)
     found = min(most, (limit - fixed) // size.cache)
     fits = found >= min(SMALLEST_CONTEXT, most) and _memory(size, found).peak <= limit
     return found if fits else 0

@@ -13,8 +13,9 @@ class Running:
 
     unit: of a device. measured: the constants were measured on this engine and unit; else they are carried over from a measured one.
     read: of the weights, for every token. operations: of their products, for every token (a multiply-add is two).
-    process: the process with its engine and tokenizer, without the model. loaded: what the weights take, once loaded and used.
-    loading: the most that loading takes. piece: most tokens of a prompt computed at a time. activation: for each token of a piece.
+    process: the process with its engine and tokenizer, without the model. loaded: what the weights take, once loaded.
+    mapped: of a file that is mapped, whose pages come as tokens are looked up. loading: the most that loading takes.
+    piece: most tokens of a prompt computed at a time. activation: for each token of a piece.
     bandwidth, compute: least and greatest share of the unit's own that decoding reaches; prefill: of its compute.
     latency: least and greatest seconds for each layer and token that no bandwidth and no compute explains: calls, small operators.
     """
@@ -25,6 +26,7 @@ class Running:
     operations: int
     process: int
     loaded: int
+    mapped: int
     loading: int
     piece: int
     activation: int

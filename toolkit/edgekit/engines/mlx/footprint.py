@@ -26,6 +26,7 @@ def running(layout: Layout, decoder: DecoderConfig, width: int) -> Running:
         operations=2 * sum(m.shape[0] * m.shape[1] for m in multiplied),
         process=PROCESS + TOKEN * decoder.vocab_size,
         loaded=layout.size,
+        mapped=0,
         loading=layout.size,
         piece=PIECE,
         activation=round(WIDE * decoder.intermediate_size * width),

@@ -32,6 +32,7 @@ def running(data: DataFile, decoder: DecoderConfig, options: OpenvinoOptions) ->
         operations=2 * sum(m.shape[0] * m.shape[1] for m, _ in multiplied),
         process=PROCESS + TOKEN * decoder.vocab_size,
         loaded=round(PACKED * total),
+        mapped=0,
         loading=round(PACKED * total),
         piece=options.prompt or PIECE,
         activation=round(WIDE * decoder.intermediate_size * (4 if on_cpu else 2)),
