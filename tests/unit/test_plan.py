@@ -103,6 +103,11 @@ def test_a_limit_of_the_npu_binds(tiny: Subject) -> None:
     assert (small.fits, small.binds) == (False, "NPU limit")
 
 
+def test_a_longrope_model_ends_at_its_switch_on_an_npu(tiny: Subject) -> None:
+    found = plan(tiny, load_target("intel-npu"), device(1000, runs=("intel-npu",)), context=256)
+    assert (found.fits, found.largest) == (True, 256), "the model itself has 2,048"
+
+
 def test_twice_the_bandwidth_is_up_to_twice_the_speed(tiny: Subject) -> None:
     slow, fast = (
         plan(tiny, load_target("cpu"), device(500, bandwidth=figure(gigabytes)), context=512).decode for gigabytes in (0.01, 0.02)

@@ -143,7 +143,7 @@ def plan(model: Subject, target: Target, device: DeviceProfile | None, *, scheme
     unit = None if device is None else _unit(device, target, size)
     running = size.running
     limit = _limit(target, device, unit)
-    largest = None if limit is None else _largest(size, limit, decoder.context, unit)
+    largest = None if limit is None else _allowed(model, quant, target, _largest(size, limit, decoder.context, unit))
     speeds = None if running is None or device is None or unit is None else _Speeds(size, running, decoder, device, unit)
     listed = sorted({used, *(c for c in CONTEXTS if c <= decoder.context)})
     return Plan(
@@ -282,6 +282,18 @@ def _largest(size: Footprint, limit: int, most: int, unit: Unit | None) -> int:
     found = min(most, (limit - fixed) // size.cache)
     fits = found >= min(SMALLEST_CONTEXT, most) and _memory(size, found).peak <= limit
     return found if fits else 0
+
+
+def _allowed(model: Subject, scheme: QuantScheme, target: Target, largest: int) -> int:
+    """As much of ``largest`` as the exporter takes: some end a LongRoPE model where its factors change."""
+    switch = model.model.decoder.rope.switch
+    if switch is None or largest <= switch:
+        return largest
+    try:
+        _footprint(model, scheme, replace(target, context=largest))
+    except TargetError:
+        return switch
+    return largest
 
 
 def _binds(largest: int | None, context: int, unit: Unit | None, limit: int | None, speeds: "_Speeds | None") -> Binding | None:

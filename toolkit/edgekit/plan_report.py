@@ -46,8 +46,9 @@ def report(model: Subject, target: str | None, device: str | None, *, scheme: st
     problem = None
     if not any(isinstance(each, Plan) and each.fits for each in found):
         what = f"{device}: none of its targets" if device else f"no device in `edge devices` for target {target}" if target else "no device"
-        name = model.model.checkpoint.source.name
-        problem = DoesNotFit(f"{what} takes {name}; try a shorter --context, or a smaller model (edge models)")
+        most = max((each.largest or 0 for each in found if isinstance(each, Plan)), default=0)
+        would = f"--context {most}, or a smaller model" if most else "a smaller model (edge models)"
+        problem = DoesNotFit(f"{what} takes {model.model.checkpoint.source.name} so. What would fit: {would}")
     return Report(found, None, (), [], problem)
 
 
