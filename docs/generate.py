@@ -149,12 +149,12 @@ def plan_table() -> str:
             low, high = (prompt["predicted"]["decode"][end] for end in ("low", "high"))
             inside = "" if low <= prompt["decode"] <= high else ", outside"
             cells.append(f"{prompt['decode']:.3g} ({low:.3g} to {high:.3g}{inside})")
-        rows.append([*cells, f"{row['bandwidth'] / 1e9:.0f}", f"{row['load_average']:.0f}"])
+        rows.append([*cells, f"{row['bandwidth'] / 1e9:.1f}", f"{row['compute'] / 1e9:.0f}", f"{row['load_average']:.0f}"])
     head = ["model", "target", "files MB (plan)", "peak MB at 64 (plan)", "at 1,024", "decode tok/s at 64 (plan)", "at 1,024"]
     machine = f"{result['machine']['processor']}, {result['machine']['cores']} cores, {result['machine']['memory_gb']:.0f} GB"
     versions = ", ".join(f"{name} {value}" for name, value in sorted(result["versions"].items()))
-    said = f"Compute {result['limits']['compute'] / 1e9:.0f} GFLOP/s. `{result['command']}`; {result['date']}; {machine}; {versions}."
-    return "\n\n".join([table([*head, "bandwidth GB/s", "load average"], rows), said])
+    said = f"`{result['command']}`; {result['date']}; {machine}; {versions}."
+    return "\n\n".join([table([*head, "GB/s", "GFLOP/s", "load average"], rows), said])
 
 
 def apart(predicted: float, measured: float) -> str:
