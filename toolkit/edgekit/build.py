@@ -24,7 +24,7 @@ from edgekit.artifact import (
 )
 from edgekit.cache import Cache, make_room, open_cache, prune, source_files
 from edgekit.calibrate import calibrate, calibration_tokens, method
-from edgekit.catalog import Outlined, resolve
+from edgekit.catalog import resolve
 from edgekit.checkpoint import reading
 from edgekit.companions import TEMPLATE, Companions, companion_files, read_companions, write_companions
 from edgekit.conformance import greedy_vectors, text_vectors
@@ -98,6 +98,12 @@ def build(
     """
     output = Path(output)
     wanted, quant, exporter = check_request(target, output, scheme=scheme, force=force)
+    if device is not None:
+        from edgekit.plan import check_fits, find  # which plans by what is here
+
+        # Before a download, too.
+        place, found = load_device(device), find(str(model), revision=revision, offline=offline)
+        check_fits(found, load_target(target), place, scheme=scheme, context=context)
     opened = open_model(resolve(str(model), revision=revision, offline=offline, progress=progress))
     wanted = replace(wanted, context=context_for(opened, wanted, context))
     companions = read_companions(opened.checkpoint, opened.decoder.vocab_size)
@@ -105,10 +111,6 @@ def build(
         raise UsageError(f"{quant.name} cannot be calibrated: its zero points are fixed; choose another --scheme, or leave out --calibrate")
     sequences = _sequences(calibration, companions, opened)
     exporter.check(opened, quant, wanted)
-    if device is not None:
-        from edgekit.plan import check_fits, subject  # which plans by what is here
-
-        check_fits(subject(Outlined(opened.checkpoint)), load_target(target), load_device(device), scheme=scheme, context=context)
     size = exporter.footprint(opened, quant, wanted)
     _check_footprint(size, opened, quant, wanted, output)
     cache = open_cache() if cached else None
