@@ -27,7 +27,16 @@ from edgekit.quant.scheme import SCHEMES  # noqa: E402
 from edgekit.target import targets  # noqa: E402
 from tiny_phi import exam  # noqa: E402
 
-PAGES = ("README.md", "docs/artifact.md", "docs/cli.md", "docs/performance.md", "docs/security.md", "toolkit/edgekit/tiny_phi/README.md")
+PAGES = (
+    "README.md",
+    "docs/artifact.md",
+    "docs/cli.md",
+    "docs/performance.md",
+    "docs/security.md",
+    "docs/signing.md",
+    "docs/updates.md",
+    "toolkit/edgekit/tiny_phi/README.md",
+)
 BLOCK = re.compile(r"(<!-- generated: ([a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -133,7 +142,8 @@ def session_table() -> str:
 
 def origin(result: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {value}" for name, value in sorted(result["versions"].items()))
-    return f"`{result['command'].strip()}`; weights sha256 `{result['weights_sha256'][:16]}`; {versions}."
+    weights = f" weights sha256 `{result['weights_sha256'][:16]}`;" if "weights_sha256" in result else ""
+    return f"`{result['command'].strip()}`;{weights} {versions}."
 
 
 def startup_table() -> str:
@@ -256,7 +266,35 @@ def kill_report() -> str:
     )
 
 
+def tamper_report() -> str:
+    result = load("bench/results/tamper.json")
+    if result is None:
+        return "Not measured yet: `python bench/tamper.py --out bench/results/tamper.json`."
+    rows = [[*key.split(": "), str(count)] for key, count in result["caught"].items()]
+    noticed = result["times"] - len(result["missed"])
+    said = f"{result['times']:,} changes at random to a signed artifact, each of a byte or a file: {noticed:,} noticed."
+    return "\n\n".join([said, table(["what was done", "caught by", "times"], rows), origin(result)])
+
+
+def update_report() -> str:
+    result = load("bench/results/update.json")
+    if result is None:
+        return "Not measured yet: `python bench/update.py --out bench/results/update.json`."
+    sizes = result["sizes"].items()
+    rows = [[name, *(f"{s[key]:,}" for key in ("artifact", "layer", "update")), f"{s['of the layer']:.2%}"] for name, s in sizes]
+    ends = ", ".join(f"{key} {count}" for key, count in result["found_after"].items())
+    killed = (
+        f"{result['kills']} times killed (SIGKILL) at a random moment of `edge apply` ({ends}): each time the directory opened as\n"
+        "the old or the new artifact with every digest right, and where it was the old one the next `edge apply` made it\n"
+        "the new one and left nothing else."
+    )
+    head = ["engine", "artifact", "a layer", "update", "of the layer"]
+    return "\n\n".join([f"One of {result['layers']} layers changed, in bytes:", table(head, rows), killed, origin(result)])
+
+
 GENERATED = {
+    "tamper": tamper_report,
+    "update": update_report,
     "kill": kill_report,
     "api": api,
     "targets": target_table,

@@ -17,6 +17,7 @@ from edgekit.progress import Progress
 from edgekit.quant.scheme import Format, scheme
 from edgekit.quantized import Quantizer
 from edgekit.resources import read_text
+from edgekit.signing import Trust
 from edgekit.tensor_errors import tensor_errors
 
 
@@ -24,6 +25,7 @@ from edgekit.tensor_errors import tensor_errors
 class Wishes:
     """run: let the engines work. against: a model (as for ``edge build``) to measure fidelity to, on ``text`` or edgekit's own; ``html``:
     where the page goes; ``max_kl`` and ``min_top1``: what must be kept. prompts, tokens, margin: of the comparison of several artifacts.
+    trust: whose signature each must bear.
     """
 
     run: bool = True
@@ -37,6 +39,7 @@ class Wishes:
     tokens: int = parity.TOKENS
     margin: float = parity.MARGIN
     threads: int | None = None
+    trust: Trust | None = None
 
 
 @dataclass(frozen=True)
@@ -91,7 +94,7 @@ def examine(directories: Sequence[Path], wishes: Wishes, progress: Progress) -> 
     compared: parity.Report | None = None
     for directory in directories:
         try:
-            intact.append(verify.verify(directory, run=wishes.run, threads=wishes.threads, progress=progress))
+            intact.append(verify.verify(directory, run=wishes.run, threads=wishes.threads, trust=wishes.trust, progress=progress))
         except EdgekitError as error:
             problems.append(_problem(error, directory))
     if len(directories) > 1 and not problems:
