@@ -53,41 +53,43 @@ def total(artifact: Path) -> int:
     return sum(info.bytes for info in load_artifact(artifact).manifest.files.values())
 
 
-def kill_one(update: Path, device: Path, seconds: float, random: Random) -> str:
-    """Applies, kills at a moment of the whole run, and says what is there then. Raises AssertionError where that is neither old nor new."""
+def apply(update: Path, device: Path, seconds: float | None) -> tuple[bool, float]:
+    """Runs ``edge apply`` and kills it so long after it began to write; None lets it end. Whether it was killed, and how long it wrote."""
     command = [sys.executable, "-m", "edgekit.cli", "apply", str(update), str(device), "--quiet"]
-    started = time.monotonic()
-    process = subprocess.Popen(command, env=os.environ | {"PYTHONPATH": str(ROOT / "toolkit")}, stderr=subprocess.DEVNULL)
-    while time.monotonic() - started < seconds and process.poll() is None:
-        time.sleep(0.001)
-    ended = process.poll() is not None
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    artifact = load_artifact(device)
-    check_digests(artifact)
-    return "ended before" if ended else "killed"
+    process = subprocess.Popen(command, env=os.environ | {"PYTHONPATH": str(ROOT / "toolkit")})
+    while process.poll() is None and not any(path.name.startswith(".model.partial") for path in device.parent.iterdir()):
+        pass
+    begun = time.monotonic()
+    while process.poll() is None and (seconds is None or time.monotonic() - begun < seconds):
+        pass
+    wrote = time.monotonic() - begun
+    process.kill()
+    return process.wait() == -signal.SIGKILL, wrote
 
 
 def kills(old: Path, new: Path, update: Path, folder: Path, times: int, random: Random) -> dict[str, int]:
+    """What was there after each kill: the old or the new artifact, whole. Raises where it is neither, or the next apply leaves anything."""
     manifests = {(old / MANIFEST).read_bytes(): "old", (new / MANIFEST).read_bytes(): "new"}
     device, found = folder / "device" / "model", collections.Counter[str]()
     shutil.copytree(old, device)
-    begun = time.monotonic()
-    kill_one(update, device, 1e9, random)
-    whole = time.monotonic() - begun
-    for _ in range(times):
+    whole = apply(update, device, None)[1]
+    while found.total() < times:
         shutil.rmtree(device.parent)
         shutil.copytree(old, device)
-        how = kill_one(update, device, random.uniform(0.3 * whole, 1.1 * whole), random)
+        killed, wrote = apply(update, device, random.uniform(0, 1.1 * whole))
+        check_digests(load_artifact(device))
+        edgekit.load(device).close()
         there = manifests[(device / MANIFEST).read_bytes()]
-        found[f"{how}: {there}"] += 1
+        if not killed:
+            assert there == "new"
+            whole = (whole + wrote) / 2
+            continue
+        found[there] += 1
         if there == "old":
-            edgekit.load(device).close()
-            kill_one(update, device, 1e9, random)
+            assert not apply(update, device, None)[0]
             assert manifests[(device / MANIFEST).read_bytes()] == "new"
             left = sorted(path.name for path in device.parent.iterdir())
             assert left == ["model", "model.previous"], left
-        edgekit.load(device).close()
     return dict(sorted(found.items()))
 
 

@@ -284,8 +284,8 @@ def update_report() -> str:
     rows = [[name, *(f"{s[key]:,}" for key in ("artifact", "layer", "update")), f"{s['of the layer']:.2%}"] for name, s in sizes]
     ends = ", ".join(f"{key} {count}" for key, count in result["found_after"].items())
     killed = (
-        f"{result['kills']} times killed (SIGKILL) at a random moment of `edge apply` ({ends}): each time the directory opened as\n"
-        "the old or the new artifact with every digest right, and where it was the old one the next `edge apply` made it\n"
+        f"{result['kills']} times killed (SIGKILL) at a random moment of `edge apply` (then there: {ends}): each time the directory\n"
+        "opened as the old or the new artifact with every digest right, and where it was the old one the next `edge apply` made it\n"
         "the new one and left nothing else."
     )
     head = ["engine", "artifact", "a layer", "update", "of the layer"]

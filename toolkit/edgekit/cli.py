@@ -11,7 +11,7 @@ from edgekit.commands.build import build
 from edgekit.commands.cache import cache
 from edgekit.commands.check import doctor, inspect, verify
 from edgekit.commands.listing import models, targets
-from edgekit.commands.ship import apply, diff, keygen, rollback, sign
+from edgekit.commands.ship import apply, diff, keygen, pull, push, rollback, sign
 from edgekit.commands.talk import chat, run
 
 app = typer.Typer(
@@ -38,7 +38,7 @@ def edge(
     pass
 
 
-for command in (build, run, chat, inspect, verify, targets, models, doctor, keygen, sign, diff, apply, rollback):
+for command in (build, run, chat, inspect, verify, targets, models, doctor, keygen, sign, diff, apply, rollback, push, pull):
     app.command()(command)
 app.add_typer(cache, name="cache")
 

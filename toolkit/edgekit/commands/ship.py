@@ -1,4 +1,4 @@
-"""``edge keygen``, ``edge sign``, ``edge diff``, ``edge apply`` and ``edge rollback``: artifacts on their way to devices."""
+"""``edge keygen``, ``sign``, ``diff``, ``apply``, ``rollback``, ``push`` and ``pull``: artifacts on their way to devices."""
 
 import os
 from pathlib import Path
@@ -96,6 +96,50 @@ def apply(
         console.show_json({"directory": str(out or directory), **listing.summary(manifest)})
     elif not quiet:
         print(f"{out or directory}: {listing.headline(manifest)}")
+
+
+Address = Annotated[str, typer.Argument(metavar="ADDRESS", help="hf://org/name[@revision] or oci://host/path[:tag].", show_default=False)]
+
+
+@command
+def push(
+    directory: Directory,
+    address: Address,
+    private: Annotated[bool, typer.Option("--private", help="Of a hub repository that is made for it: private.")] = False,
+    quiet: Quiet = False,
+    json: Json = False,
+) -> None:
+    """Copy an artifact to the Hugging Face hub or an OCI registry."""
+    from edgekit import console, stores
+
+    with console.progress(quiet=quiet or json) as progress:
+        exact = stores.push(directory, address, private=private, progress=progress)
+    if json:
+        console.show_json({"address": exact})
+    elif not quiet:
+        print(exact)
+
+
+@command
+def pull(
+    address: Address,
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Directory to write.", show_default=False)],
+    force: Annotated[bool, typer.Option("--force", help="Replace an artifact that is already there.")] = False,
+    trusted_key: TrustedKey = None,
+    min_release: MinRelease = 0,
+    quiet: Quiet = False,
+    json: Json = False,
+) -> None:
+    """Fetch an artifact from the Hugging Face hub or an OCI registry."""
+    from edgekit import console, listing, stores
+
+    trust = make_trust(trusted_key, min_release)
+    with console.progress(quiet=quiet or json) as progress:
+        manifest = stores.pull(address, out, force=force, trust=trust, progress=progress)
+    if json:
+        console.show_json({"directory": str(out), **listing.summary(manifest)})
+    elif not quiet:
+        print(f"{out}: {listing.headline(manifest)}")
 
 
 @command
