@@ -1,4 +1,4 @@
-"""What the gate of `edge build` costs at full size: a random Phi-3.5-mini, built with --no-verify and then with the gate, by the same cache.
+"""What the gate of `edge build` costs at full size: a random Phi-3.5-mini, built with --no-verify, then measured by the gate.
 
     python bench/fidelity_full.py --scratch /scratch           # 7.6 GB of checkpoint, 2 GB of cache, 2 GB of artifact
     python bench/fidelity_full.py --layers 2                   # a quick look

@@ -266,9 +266,18 @@ def check_digests(artifact: Artifact, progress: Progress = silent) -> None:
     for name, info in listed.items():
         if found[name].sha256 != info.sha256:
             raise ArtifactError(
-                f"{artifact.directory / name}: its content is not what was built (sha256 {found[name].sha256}, "
+                f"{artifact.directory / name}: its content{_what(artifact, name)} is not what was built (sha256 {found[name].sha256}, "
                 f"the manifest says {info.sha256}); copy or build it again"
             )
+
+
+def _what(artifact: Artifact, name: str) -> str:
+    known = {
+        artifact.manifest.chat_template: "the chat template",
+        "generation_config.json": "the stop ids",
+        "tokenizer.json": "the tokenizer",
+    }
+    return f", {known[name]}," if name in known else ""
 
 
 def digests(paths: Mapping[str, Path], stage: str, progress: Progress, threads: int | None = None) -> dict[str, FileInfo]:

@@ -5,6 +5,7 @@ the rounding of the kernels, so its tokens are judged one by one, each after the
 likely one here, it must lead by no more than rounding could explain (``NEAR``). The engine runs in a process of its own.
 """
 
+import json
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
@@ -15,7 +16,7 @@ import numpy as np
 
 from edgekit import child
 from edgekit.artifact import MANIFEST, Artifact, GreedyVector, check_digests, load_artifact
-from edgekit.errors import EngineError
+from edgekit.errors import ArtifactError, EngineError
 from edgekit.progress import Progress, silent
 from edgekit.runtime import open_text
 from edgekit.runtime.session import Session, open_session
@@ -67,6 +68,7 @@ def verify(directory: Path | str, *, run: bool = True, threads: int | None = Non
     manifest = artifact.manifest
     check_digests(artifact, progress)
     open_text(artifact)
+    _check_stops(artifact)
     return Report(
         str(artifact.directory),
         manifest.model.name,
@@ -78,6 +80,23 @@ def verify(directory: Path | str, *, run: bool = True, threads: int | None = Non
         len(manifest.conformance.chat),
         _answers(artifact, run, threads),
     )
+
+
+def _check_stops(artifact: Artifact) -> None:
+    """The full stop set lies in the artifact twice (docs/artifact.md): a manifest that lost one would let answers run on."""
+    path = artifact.directory / "generation_config.json"
+    if path.name not in artifact.manifest.files:
+        return
+    try:
+        listed = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
+    except (OSError, ValueError, AttributeError) as error:
+        raise ArtifactError(f"{path} cannot be read ({error!r}); build the artifact again") from None
+    for token in listed if isinstance(listed, list) else [listed]:
+        if isinstance(token, int) and token not in artifact.manifest.tokens.stop:
+            raise ArtifactError(
+                f"{artifact.directory}: stop id {token} of {path.name} is missing in the manifest: answers would not end there; "
+                "build the artifact again"
+            )
 
 
 def _unlisted(artifact: Artifact) -> list[str]:
