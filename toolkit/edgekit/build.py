@@ -124,9 +124,7 @@ def build(
     Raises UsageError, ModelError, TargetError, EngineMissing, TemplateError, OutputError, DownloadError, EngineError
     or FidelityError (with a report); then, as after Ctrl-C, nothing else is left behind.
     """
-    if not verify and (full or limits != Limits()):
-        raise UsageError("limits of fidelity and a full verification contradict --no-verify; give one of them")
-    output = Path(output)
+    output, gate = Path(output), _gate(verify, full, limits)
     wanted, quant, exporter = check_request(target, output, scheme=scheme, force=force)
     opened = open_model(resolve(str(model), revision=revision, offline=offline, progress=progress))
     wanted = replace(wanted, context=_context(opened, wanted, context))
@@ -140,7 +138,7 @@ def build(
     cache = open_cache() if cached else None
     if cache is not None:
         make_room(cache, size.weights)
-    job = Job(opened, quant, wanted, exporter, companions, fitted, Gate(limits, full) if verify else None, cache, threads)
+    job = Job(opened, quant, wanted, exporter, companions, fitted, gate, cache, threads)
     with writing(output, force=force) as staging:
         manifest = _make(job, staging, output, progress)
         seal(staging, manifest)
@@ -148,6 +146,12 @@ def build(
     if cache is not None:
         prune(cache, cache.limit)
     return manifest
+
+
+def _gate(verify: bool, full: bool, limits: Limits) -> Gate | None:
+    if not verify and (full or limits != Limits()):
+        raise UsageError("limits of fidelity and a full verification contradict --no-verify; give one of them")
+    return Gate(limits, full) if verify else None
 
 
 def _make(job: Job, staging: Path, output: Path, progress: Progress) -> Manifest:
