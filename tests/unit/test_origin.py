@@ -81,6 +81,15 @@ def test_rows_that_fill_no_group_and_float16_files(tmp_path: Path, engine: str) 
         assert origin(load_artifact(tmp_path / "half"), model).problems == ()
 
 
+def test_signed_weights_of_an_npu(tmp_path: Path) -> None:
+    pytest.importorskip("openvino")
+    model = make_checkpoint(tmp_path / "model", "llama")
+    options = 'device = "NPU"\nprecision = "float16"\nsymmetric = true\ngroup = 128\nprompt = 32\ntokenizer = false'
+    target = write_target(tmp_path / "npu.toml", "openvino", options=options)
+    edgekit.build(model, target=target, output=tmp_path / "a", scheme="int4-sym-g128", verify=False, cached=False)
+    assert origin(load_artifact(tmp_path / "a"), model).problems == ()
+
+
 def shuffle_scales(monkeypatch: pytest.MonkeyPatch) -> None:
     """From now on quantizing gives ``layers.1.down_proj`` its scales in another order."""
     right = quantized.block
