@@ -24,6 +24,7 @@ import edgekit  # noqa: E402
 from edgekit import cli, errors, listing  # noqa: E402
 from edgekit.catalog import catalogue  # noqa: E402
 from edgekit.device import devices  # noqa: E402
+from edgekit.fidelity_gate import DEFAULTS, GUESSING  # noqa: E402
 from edgekit.quant.scheme import SCHEMES  # noqa: E402
 from edgekit.target import targets  # noqa: E402
 from tiny_phi import exam  # noqa: E402
@@ -37,6 +38,7 @@ PAGES = (
     "docs/signing.md",
     "docs/updates.md",
     "docs/plan.md",
+    "docs/fidelity.md",
     "toolkit/edgekit/tiny_phi/README.md",
 )
 BLOCK = re.compile(r"(<!-- generated: ([a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -74,6 +76,32 @@ def scheme_table() -> str:
         for s in SCHEMES.values()
     ]
     return table(["scheme", "group", "bits a weight", "in an ONNX artifact", "in an MLX artifact", "embedding and lm_head"], rows)
+
+
+def limit_table() -> str:
+    rows = [[f"4-bit weights in groups of {group}", f"{limits.max_kl:g}", f"{limits.min_top1:.0%}"] for group, limits in DEFAULTS.items()]
+    rows.append(["any, of a model that only guesses", f"{GUESSING.max_kl:g}", f"{GUESSING.min_top1:.0%}"])
+    return table(["scheme", "mean KL divergence at most, nats", "same likeliest token at least"], rows)
+
+
+def gate_table() -> str:
+    result = load("bench/results/fidelity_full.json")
+    if result is None:
+        return "Not measured yet: `python bench/fidelity_full.py`."
+    seen: set[str] = set()
+    rows = []
+    for run in result["runs"]:
+        (figures,) = run["figures"]
+        what = "from the cache" if run["scheme"] in seen else "the checkpoint's logits from the cache" if seen else "for the first time"
+        seen.add(run["scheme"])
+        times = [f"{run[key]:.0f}" for key in ("wall", "user", "system")]
+        shown = [f"{run['peak'] / 1e9:.2f}", f"{figures['mean_kl']:.3f}", f"{100 * figures['same_top']:.1f} %"]
+        rows.append([run["scheme"], what, *times, *shown])
+    head = ["scheme", "", "wall s", "user s", "system s", "peak RSS GB", "mean KL", "same likeliest token"]
+    loads = ", ".join(f"{run['load']:.0f}" for run in result["runs"])
+    machine = result["machine"]
+    place = f"{machine['processor']}, {machine['cores']} cores, Python {machine['python']}, NumPy {result['numpy']}"
+    return "\n\n".join([table(head, rows), f"`{result['command']}`; {place}; load average before each: {loads}."])
 
 
 def exit_codes() -> str:
@@ -332,6 +360,8 @@ GENERATED = {
     "targets": target_table,
     "models": model_table,
     "schemes": scheme_table,
+    "limits": limit_table,
+    "gate": gate_table,
     "errors": exit_codes,
     "tiny-phi": tiny_phi_table,
     "tiny-phi-card": tiny_phi_card,

@@ -147,11 +147,45 @@ class CalibrationInfo:
 
 
 @dataclass(frozen=True)
+class FidelityPart:
+    """Figures (docs/fidelity.md) of one kind of window, ``context`` tokens or fewer before each position. error: standard error of the
+    mean, None of a single position."""
+
+    name: str
+    context: int
+    positions: int
+    mean_kl: float
+    mean_kl_error: float | None
+    kl_p999: float
+    same_top: float
+    rms_delta_p: float
+    reference_perplexity: float
+    perplexity: float
+
+
+@dataclass(frozen=True)
+class FidelityInfo:
+    """How far the artifact's predictions are from its checkpoint's, as measured when it was built.
+
+    verified: "quick": the portable weights in the reference decoder; "full": the artifact itself, by its engine; "not verified" for the
+    ``reason`` given. reference: what was compared with. max_kl, min_top1: the limits that were kept.
+    """
+
+    verified: Literal["quick", "full", "not verified"]
+    reason: str | None = None
+    reference: str | None = None
+    text_sha256: str | None = None
+    max_kl: float | None = None
+    min_top1: float | None = None
+    parts: tuple[FidelityPart, ...] = ()
+
+
+@dataclass(frozen=True)
 class Manifest:
     """All that a runtime needs to know of an artifact, and all that a user may ask about its origin.
 
     weights: canonical weight name -> digest of its portable form, equal on every engine (docs/artifact.md); empty where not recorded.
-    calibration: None where 4-bit weights were rounded by themselves.
+    calibration: None where 4-bit weights were rounded by themselves. fidelity: None where an older edgekit did not measure it.
     release: its publisher's number, by which a device tells an older one; None where it was never given one.
     """
 
@@ -169,6 +203,7 @@ class Manifest:
     files: Mapping[str, FileInfo]
     weights: Mapping[str, str] = field(default_factory=dict)
     calibration: CalibrationInfo | None = None
+    fidelity: FidelityInfo | None = None
     release: int | None = None
 
     def to_json(self) -> str:
@@ -262,9 +297,18 @@ def check_digests(artifact: Artifact, progress: Progress = silent) -> None:
     for name, info in listed.items():
         if found[name].sha256 != info.sha256:
             raise ArtifactError(
-                f"{artifact.directory / name}: its content is not what was built (sha256 {found[name].sha256}, "
+                f"{artifact.directory / name}: its content{_what(artifact, name)} is not what was built (sha256 {found[name].sha256}, "
                 f"the manifest says {info.sha256}); copy or build it again"
             )
+
+
+def _what(artifact: Artifact, name: str) -> str:
+    known = {
+        artifact.manifest.chat_template: "the chat template",
+        "generation_config.json": "the stop ids",
+        "tokenizer.json": "the tokenizer",
+    }
+    return f", {known[name]}," if name in known else ""
 
 
 def digests(paths: Mapping[str, Path], stage: str, progress: Progress, threads: int | None = None) -> dict[str, FileInfo]:

@@ -5,6 +5,7 @@ the rounding of the kernels, so its tokens are judged one by one, each after the
 likely one here, it must lead by no more than rounding could explain (``NEAR``). The engine runs in a process of its own.
 """
 
+import json
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
@@ -15,7 +16,7 @@ import numpy as np
 
 from edgekit import child
 from edgekit.artifact import SIGNATURE, Artifact, GreedyVector, check_digests, load_artifact, unlisted
-from edgekit.errors import EngineError
+from edgekit.errors import ArtifactError, EngineError
 from edgekit.progress import Progress, silent
 from edgekit.runtime import open_text
 from edgekit.runtime.session import Session, open_session
@@ -75,6 +76,7 @@ def verify(
     if trust is None:
         check_digests(artifact, progress)
     open_text(artifact)
+    _check_stops(artifact)
     return Report(
         str(artifact.directory),
         manifest.model.name,
@@ -93,6 +95,23 @@ def _signed(artifact: Artifact, trust: Trust | None) -> Literal["trusted", "not 
     if trust is not None:
         return "trusted"
     return "not checked" if (artifact.directory / SIGNATURE).is_file() else "none"
+
+
+def _check_stops(artifact: Artifact) -> None:
+    """The full stop set lies in the artifact twice (docs/artifact.md): a manifest that lost one would let answers run on."""
+    path = artifact.directory / "generation_config.json"
+    if path.name not in artifact.manifest.files:
+        return
+    try:
+        listed = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
+    except (OSError, ValueError, AttributeError) as error:
+        raise ArtifactError(f"{path} cannot be read ({error!r}); build the artifact again") from None
+    for token in listed if isinstance(listed, list) else [listed]:
+        if isinstance(token, int) and token not in artifact.manifest.tokens.stop:
+            raise ArtifactError(
+                f"{artifact.directory}: stop id {token} of {path.name} is missing in the manifest: answers would not end there; "
+                "build the artifact again"
+            )
 
 
 def _answers(artifact: Artifact, run: bool, threads: int | None) -> Answers:
