@@ -71,19 +71,29 @@ class Vocabulary:
         return raw.decode("utf-8", errors="replace"), raw
 
 
-class Tally:
-    """Tokens of all answers of a request so far."""
+@dataclass(frozen=True)
+class Shared:
+    """What all requests have in common. told: see Tally. most: tokens that an answer may have, None for what the context holds."""
 
-    def __init__(self) -> None:
+    vocabulary: Vocabulary
+    told: Callable[[Usage], None]
+    most: int | None
+
+
+class Tally:
+    """Tokens of all answers of a request so far. told: hears of each as it is computed, whether anyone still waits for it or not."""
+
+    def __init__(self, told: Callable[[Usage], None]) -> None:
         self.prompt = self.cached = self.completion = 0
+        self._told = told
 
     def count(self, steps: Generator[Step, None, None], prompt: int = 0) -> Generator[Step, None, None]:
         """``steps``, counted as they come. prompt: its tokens, 0 where they were counted before. Closing it closes them."""
         with contextlib.closing(steps):
             for step in steps:
-                if prompt:
-                    self.prompt, self.cached, prompt = self.prompt + prompt, self.cached + max(0, prompt - step.computed), 0
-                self.completion += 1
+                cached = max(0, prompt - step.computed)
+                self._told(Usage(prompt, cached, 1))
+                self.prompt, self.cached, self.completion, prompt = self.prompt + prompt, self.cached + cached, self.completion + 1, 0
                 yield step
 
     def usage(self) -> Usage:
@@ -94,40 +104,40 @@ class Tally:
 class Asked:
     """What all answers of a request have in common.
 
-    limit: most tokens of one. top: alternatives that log-probabilities come with, None without any. schema: of the answer.
+    limit: most tokens of one, None for what the context holds. top: alternatives that log-probabilities come with, None without any.
+    schema: of the answer.
     """
 
     request: ChatRequest | TextRequest
     limit: int | None
     top: int | None
     schema: Mapping[str, object] | None
-    vocabulary: Vocabulary
+    shared: Shared
 
     def part(self, runtime: Runtime, choice: int, step: Step) -> Part:
         """``step`` without its end. The stop token has no text and no log-probability."""
         silent = self.top is None or step.token in runtime.manifest.tokens.stop
-        return Part(choice, step.text, logs=() if silent else (self.vocabulary.log(runtime, step),))
+        return Part(choice, step.text, logs=() if silent else (self.shared.vocabulary.log(runtime, step),))
 
 
-def text_work(request: TextRequest, vocabulary: Vocabulary, most: int | None) -> Callable[[Runtime], Parts]:
-    """Of a completion. most: tokens that the server gives to an answer."""
-    asked = Asked(request, most if request.max_tokens is None else request.max_tokens, request.logprobs, None, vocabulary)
+def text_work(request: TextRequest, shared: Shared) -> Callable[[Runtime], Parts]:
+    """Of a completion."""
+    asked = Asked(request, shared.most if request.max_tokens is None else request.max_tokens, request.logprobs, None, shared)
     return functools.partial(_text_parts, asked, request)
 
 
-def chat_asked(request: ChatRequest, vocabulary: Vocabulary, most: int | None) -> Asked:
-    """most: tokens that the server gives to an answer."""
+def chat_asked(request: ChatRequest, shared: Shared) -> Asked:
     form = request.response_format
     schema: Mapping[str, object] | None = None
     if form is not None and form.type != "text":
         schema = {"type": "object"} if form.json_schema is None else form.json_schema.schema
     top = (request.top_logprobs or 0) if request.logprobs else None
-    return Asked(request, most if request.limit is None else request.limit, top, schema, vocabulary)
+    return Asked(request, shared.most if request.limit is None else request.limit, top, schema, shared)
 
 
 def chat_parts(asked: Asked, messages: list[dict[str, object]], runtime: Runtime) -> Parts:
     """Of a chat completion without tools."""
-    tally = Tally()
+    tally = Tally(asked.shared.told)
     ids = runtime.tokenizer.encode(runtime.render(messages))
     for choice in range(asked.request.answers):
         yield from _answer(asked, runtime, ids, choice, tally, first=choice == 0, anew=True)
@@ -135,7 +145,7 @@ def chat_parts(asked: Asked, messages: list[dict[str, object]], runtime: Runtime
 
 
 def _text_parts(asked: Asked, request: TextRequest, runtime: Runtime) -> Parts:
-    tally = Tally()
+    tally = Tally(asked.shared.told)
     for i, prompt in enumerate(request.prompts):
         ids = runtime.tokenizer.encode(prompt, add_bos=True) if isinstance(prompt, str) else list(prompt)
         for n in range(request.answers):

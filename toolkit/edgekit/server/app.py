@@ -17,7 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from edgekit.runtime import Runtime
 from edgekit.server import openapi, page
-from edgekit.server.answering import Part, Parts, Usage, Vocabulary, chat_asked, chat_parts, text_work
+from edgekit.server.answering import Part, Parts, Shared, Usage, Vocabulary, chat_asked, chat_parts, text_work
 from edgekit.server.bodies import DONE, ChatShape, Document, Origin, Shape, TextShape, encode, event
 from edgekit.server.calling import tool_parts
 from edgekit.server.guard import Guard, answer_problem
@@ -53,7 +53,7 @@ class Server:
     settings: Settings
     worker: Worker[Event]
     metrics: Metrics
-    vocabulary: Vocabulary
+    shared: Shared
     syntax: ToolSyntax | None
     context: int
     print: str
@@ -62,7 +62,7 @@ class Server:
     def chat(self, data: object) -> Job:
         """Raises Refused."""
         request = read_chat(data, self.settings.model, self.settings.limits)
-        asked = chat_asked(request, self.vocabulary, self.settings.limits.tokens)
+        asked = chat_asked(request, self.shared)
         messages = template_messages(request.messages)
         work: Callable[[Runtime], Parts] = functools.partial(chat_parts, asked, messages)
         if request.tools and request.tool_choice != "none":
@@ -78,14 +78,15 @@ class Server:
         """Raises Refused."""
         request = read_text(data, self.settings.model, self.settings.limits)
         shape = TextShape(Origin(self.settings.model, self.print, "cmpl"), usage=request.wants_usage, logs=request.logprobs is not None)
-        return Job(text_work(request, self.vocabulary, self.settings.limits.tokens), shape, bool(request.stream), request.wants_usage)
+        return Job(text_work(request, self.shared), shape, bool(request.stream), request.wants_usage)
 
 
 def make_app(runtime: Runtime, settings: Settings, syntax: ToolSyntax | None, print_: str) -> ASGIApp:
     """The whole server as an ASGI application. Its worker lives until the application's shutdown; the runtime stays open."""
     worker: Worker[Event] = Worker(runtime, queue=settings.limits.queue)
     metrics = Metrics(lambda: worker.waiting, lambda: float(worker.running))
-    server = Server(settings, worker, metrics, Vocabulary(), syntax, runtime.context, print_, int(time.time()))
+    shared = Shared(Vocabulary(), metrics.used, settings.limits.tokens)
+    server = Server(settings, worker, metrics, shared, syntax, runtime.context, print_, int(time.time()))
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
@@ -190,13 +191,11 @@ class Answering:
         parts: list[Part] = []
         async for found in events:
             if isinstance(found, Usage):
-                self._server.metrics.used(found)
                 await _send(send, encode(job.shape.whole(parts, found)), "application/json")
                 return
-            else:
-                if not parts:
-                    self._server.metrics.first.observe(time.monotonic() - began)
-                parts.append(found)
+            if not parts:
+                self._server.metrics.first.observe(time.monotonic() - began)
+            parts.append(found)
 
     async def _stream(self, job: Job, events: AsyncGenerator[Event, None], send: Send, began: float) -> None:
         """The response begins with the first part: what is refused before it has a status of its own; after it, an event tells."""
@@ -210,11 +209,10 @@ class Answering:
                     self._server.metrics.first.observe(time.monotonic() - began)
                     started = True
                 if isinstance(found, Usage):
-                    self._server.metrics.used(found)
                     rest = event(job.shape.last(found)) + DONE if job.usage else DONE
                     await send({"type": "http.response.body", "body": rest, "more_body": False})
                     return
-                elif (chunk := job.shape.chunk(found)) is not None:
+                if (chunk := job.shape.chunk(found)) is not None:
                     await send({"type": "http.response.body", "body": event(chunk), "more_body": True})
         except Refused as refused:
             if not started:

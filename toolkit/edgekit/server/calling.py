@@ -52,7 +52,7 @@ def tool_parts(asked: Asked, messages: list[dict[str, object]], request: ChatReq
     )
     ids = runtime.tokenizer.encode(calling.prompt)
     runtime.generate(ids, json_schema=calling.schema).close()
-    tally = Tally()
+    tally = Tally(asked.shared.told)
     for choice in range(request.answers):
         yield from _answer(asked, calling, runtime, choice, tally)
     yield tally.usage()

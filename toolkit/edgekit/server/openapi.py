@@ -79,6 +79,12 @@ def document(model: str, limits: Limits, context: int, *, key: bool) -> Document
     for schema in (chat, text):
         properties = typing.cast(dict[str, object], schema["properties"])
         properties["model"] = {"const": model}
+    typing.cast(dict[str, object], chat["properties"])["messages"] = {
+        "type": "array",
+        "minItems": 1,
+        "maxItems": limits.messages,
+        "items": {"anyOf": _messages(bounds)},
+    }
     chat["required"], text["required"] = ["model", "messages"], ["model", "prompt"]
     made: Document = {
         "openapi": "3.1.0",
@@ -93,7 +99,7 @@ def document(model: str, limits: Limits, context: int, *, key: bool) -> Document
             "/v1/models": {"get": _reading("The model.", "application/json", key=key)},
             "/v1/models/{name}": {
                 "get": _reading("The model.", "application/json", key=key)
-                | {"parameters": [{"name": "name", "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}]}
+                | {"parameters": [{"name": "name", "in": "path", "required": True, "schema": {"enum": [model]}}]}
             },
             "/health": {"get": _reading("That the server is up.", "application/json", key=False)},
             "/metrics": {"get": _reading("Figures for Prometheus.", "text/plain", key=key)},
@@ -111,12 +117,36 @@ def document(model: str, limits: Limits, context: int, *, key: bool) -> Document
     return made
 
 
+def _messages(bounds: Mapping[str, Document]) -> list[Document]:
+    """Messages by who says them: what each has to have, its type alone does not say."""
+    said = typing.cast(dict[str, object], _record(requests.Said, bounds)["properties"])
+    content = {"anyOf": [{"type": "string"}, {"type": "array", "items": _record(requests.Part, bounds)}]}
+    kinds: list[Document] = []
+    for roles, keys in (
+        (["system", "developer", "user"], ()),
+        (["assistant"], ("refusal", "audio", "function_call", "annotations")),
+        (["assistant"], ("tool_calls",)),
+        (["tool"], ("tool_call_id",)),
+    ):
+        own = {
+            "tool_calls": {"type": "array", "minItems": 1, "items": _record(requests.Called, bounds)},
+            "tool_call_id": {"type": "string"},
+        }
+        properties = {"role": {"enum": roles}, "content": content, "name": said["name"], **{key: own.get(key, said[key]) for key in keys}}
+        if "tool_calls" in keys:
+            properties["content"] = said["content"]
+        needed = [key for key in keys if key in own]
+        required = ["role", *needed] if "tool_calls" in keys else ["role", "content", *needed]
+        kinds.append({"type": "object", "properties": properties, "required": required, "additionalProperties": False})
+    return kinds
+
+
 def _operation(summary: str, schema: Document) -> Document:
     good: Document = {
         "description": "The answer; with `stream`, events of chunks of it.",
         "content": {
             "application/json": {"schema": {"$ref": "#/components/schemas/Answer"}},
-            "text/event-stream": {"schema": {"type": "string"}},
+            "text/event-stream": {},
         },
     }
     return {

@@ -24,7 +24,15 @@ except ImportError as error:
 
 
 class _Server(uvicorn.Server):
-    """Ends by a signal as one that did its work: uvicorn would raise the signal again once it has drained."""
+    """Says when it is there. Ends by a signal as one that did its work: uvicorn would raise the signal again once it has drained."""
+
+    def __init__(self, config: uvicorn.Config, greeting: str) -> None:
+        super().__init__(config)
+        self._greeting = greeting
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        print(self._greeting, file=sys.stderr, flush=True)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         self.force_exit = self.should_exit and sig == signal.SIGINT
@@ -50,12 +58,8 @@ def serve(directory: Path, settings: Settings, *, threads: int | None) -> None:
         host, port = listening.getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
         locked = "" if settings.key is not None else " (no API key)"
-        print(
-            f"edge: {settings.model} at http://{shown}:{port}/ and http://{shown}:{port}/v1{locked}; Ctrl-C ends it",
-            file=sys.stderr,
-            flush=True,
-        )
-        _Server(config).run(sockets=[listening])
+        greeting = f"edge: {settings.model} at http://{shown}:{port}/ and http://{shown}:{port}/v1{locked}; Ctrl-C ends it"
+        _Server(config, greeting).run(sockets=[listening])
 
 
 def describe(directory: Path) -> tuple[ToolSyntax | None, str]:
