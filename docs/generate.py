@@ -27,7 +27,15 @@ from edgekit.quant.scheme import SCHEMES  # noqa: E402
 from edgekit.target import targets  # noqa: E402
 from tiny_phi import exam  # noqa: E402
 
-PAGES = ("README.md", "docs/artifact.md", "docs/cli.md", "docs/performance.md", "docs/security.md", "toolkit/edgekit/tiny_phi/README.md")
+PAGES = (
+    "README.md",
+    "docs/artifact.md",
+    "docs/cli.md",
+    "docs/performance.md",
+    "docs/security.md",
+    "docs/serve.md",
+    "toolkit/edgekit/tiny_phi/README.md",
+)
 BLOCK = re.compile(r"(<!-- generated: ([a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -256,7 +264,41 @@ def kill_report() -> str:
     )
 
 
+def serve_report() -> str:
+    result = load("bench/results/serve.json")
+    if result is None:
+        return "Not measured yet: `python bench/serve.py --out bench/results/serve.json`."
+    rows = [
+        [
+            f"{run['clients']} clients for {run['seconds']:g} s, queue of {run['queue']}",
+            f"{run['answers']:,} ({run['streamed']:,} streamed)",
+            str(run["lost_mixed_or_cut"]),
+            f"{run['told_to_come_back']:,}",
+            f"{run['median_seconds']:.2f} s, {run['greatest_seconds']:.2f} s",
+            f"{run['tokens_a_second']:,}",
+        ]
+        for run in (result["soak"], result["soak_short_queue"])
+    ]
+    head = ["", "answers", "lost, mixed or cut", "told to come back (429)", "wait: median, greatest", "tokens/s"]
+    gone, fuzz = result["disconnects"], result["fuzz"]
+    statuses = ", ".join(f"{status} {count:,} times" for status, count in fuzz["answers_by_status"].items())
+    grown = (gone["anonymous_bytes_after"] - gone["anonymous_bytes_before"]) / 1e6
+    versions = ", ".join(f"{name} {number}" for name, number in sorted(result["versions"].items()))
+    return "\n\n".join(
+        [
+            table(head, rows),
+            f"{gone['disconnects']} disconnects, after {2 * gone['disconnects']} that warmed the server up: {gone['running_after']} requests at "
+            f"work and {gone['waiting_after']} waiting after them, as many threads ({gone['threads']}) and descriptors "
+            f"({gone['descriptors']}) as before, {grown:+.2f} MB of memory (of {gone['anonymous_bytes_after'] / 1e6:.0f}).",
+            f"Schemathesis, {fuzz['cases']:,} cases: {fuzz['server_errors']} with a 5xx. The routes that compute answered {statuses} "
+            "(`gone`: the client closed the connection itself).",
+            f"`{result['command']}`; {result['machine']}; {versions}.",
+        ]
+    )
+
+
 GENERATED = {
+    "serve": serve_report,
     "kill": kill_report,
     "api": api,
     "targets": target_table,

@@ -184,9 +184,9 @@ def test_penalties_and_biases_reach_the_sampler(client: Any, artifact: Path) -> 
     with edgekit.load(artifact) as runtime:
         token = runtime.tokenizer.encode(runtime.render(LIGHT) + "a")[-1]
     found = ask(client, logit_bias={str(token): 100}, max_tokens=4).choices[0].message.content
-    assert found.strip() == "aaaa"
+    assert found.replace(" ", "") == "aaaa"
     penalized = ask(client, logit_bias={str(token): 20}, frequency_penalty=2, presence_penalty=2, max_tokens=40)
-    assert penalized.choices[0].message.content.strip() != "a" * 40
+    assert penalized.choices[0].message.content.replace(" ", "") != "a" * 40
 
 
 @pytest.mark.parametrize(
