@@ -287,8 +287,8 @@ def serve_report() -> str:
     return "\n\n".join(
         [
             table(head, rows),
-            f"{gone['disconnects']} disconnects, after {2 * gone['disconnects']} that warmed the server up: {gone['running_after']} requests at "
-            f"work and {gone['waiting_after']} waiting after them, as many threads ({gone['threads']}) and descriptors "
+            f"{gone['disconnects']} disconnects, after {2 * gone['disconnects']} to warm the server up: {gone['running_after']} requests "
+            f"at work and {gone['waiting_after']} waiting after them, as many threads ({gone['threads']}) and descriptors "
             f"({gone['descriptors']}) as before, {grown:+.2f} MB of memory (of {gone['anonymous_bytes_after'] / 1e6:.0f}).",
             f"Schemathesis, {fuzz['cases']:,} cases: {fuzz['server_errors']} with a 5xx. The routes that compute answered {statuses} "
             "(`gone`: the client closed the connection itself).",
