@@ -145,7 +145,6 @@ def soak(artifact: Path, asked: list[Question], clients: int, seconds: float, qu
         "told_to_come_back": refused,
         "median_seconds": round(statistics.median(waits), 2),
         "greatest_seconds": round(max(waits), 2),
-        "tokens_a_second": round(after["edge_completion_tokens_total"] / seconds),
     }
 
 

@@ -275,11 +275,10 @@ def serve_report() -> str:
             str(run["lost_mixed_or_cut"]),
             f"{run['told_to_come_back']:,}",
             f"{run['median_seconds']:.2f} s, {run['greatest_seconds']:.2f} s",
-            f"{run['tokens_a_second']:,}",
         ]
         for run in (result["soak"], result["soak_short_queue"])
     ]
-    head = ["", "answers", "lost, mixed or cut", "told to come back (429)", "wait: median, greatest", "tokens/s"]
+    head = ["", "answers", "lost, mixed or cut", "told to come back (429)", "wait: median, greatest"]
     gone, fuzz = result["disconnects"], result["fuzz"]
     statuses = ", ".join(f"{status} {count:,} times" for status, count in fuzz["answers_by_status"].items())
     grown = (gone["anonymous_bytes_after"] - gone["anonymous_bytes_before"]) / 1e6

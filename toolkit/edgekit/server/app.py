@@ -30,6 +30,8 @@ from edgekit.server.tools import ToolSyntax
 from edgekit.server.worker import Ticket, Worker
 
 Event = Part | Usage
+STREAM = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"x-accel-buffering", b"no")]
+"""The second asks proxies not to gather events."""
 
 
 @dataclass(frozen=True)
@@ -203,9 +205,7 @@ class Answering:
         try:
             async for found in events:
                 if not started:
-                    await send(
-                        {"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/event-stream; charset=utf-8")]}
-                    )
+                    await send({"type": "http.response.start", "status": 200, "headers": STREAM})
                     self._server.metrics.first.observe(time.monotonic() - began)
                     started = True
                 if isinstance(found, Usage):

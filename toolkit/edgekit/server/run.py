@@ -50,6 +50,7 @@ def serve(directory: Path, settings: Settings, *, threads: int | None) -> None:
             make_app(runtime, settings, syntax, print_),
             log_level="warning",
             server_header=False,
+            http="h11",
             ws="none",
             loop="asyncio",
             proxy_headers=False,
