@@ -47,9 +47,9 @@ class Question:
 
 
 def questions(artifact: Path, count: int) -> list[Question]:
-    """Prompts of all lengths and what the runtime, asked by itself, answers greedily."""
+    """Prompts, most of them short, some on either side of the LongRoPE switch, and what the runtime, asked by itself, answers greedily."""
     with edgekit.load(artifact) as runtime:
-        found = exam.prompts(max(1, count // 16), lambda messages: len(runtime.tokenizer.encode(runtime.render(messages))), seed=3)
+        found = exam.prompts(max(1, count // 5), lambda messages: len(runtime.tokenizer.encode(runtime.render(messages))), seed=3)
         chosen = list(itertools.islice(found, count))
         return [Question(list(p.messages), runtime.complete(p.messages, max_tokens=60).text) for p in chosen]
 
@@ -93,8 +93,6 @@ async def _client(
     """Asks one question after the other, every other one streamed, and compares each answer."""
     chance = random.Random(number)
     for turn in itertools.count():
-        if time.monotonic() >= until:
-            return
         question, began = chance.choice(asked), time.monotonic()
         common: dict[str, Any] = {"model": "tiny-phi", "messages": question.messages, "temperature": 0, "max_tokens": 60}
         if turn % 2:
@@ -113,6 +111,8 @@ async def _client(
         tally["without an end"] += reason is None
         if text != question.answer:
             print(f"wrong: {question.messages[-1]} {text!r} instead of {question.answer!r}", file=sys.stderr)
+        if time.monotonic() >= until:
+            return
 
 
 def soak(artifact: Path, asked: list[Question], clients: int, seconds: float, queue: int) -> dict[str, Any]:
@@ -126,7 +126,7 @@ def soak(artifact: Path, asked: list[Question], clients: int, seconds: float, qu
             await asyncio.gather(*(_client(i, client, asked, until, tally, waits) for i in range(clients)))
         return tally, waits
 
-    with serving(artifact, "--queue", str(queue)) as served:
+    with serving(artifact, "--queue", str(queue), "--threads", "1") as served:
         tally, waits = asyncio.run(all_of_them(served))
         after = settle(served)
         assert served.end() == 0
@@ -227,24 +227,32 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=64)
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--disconnects", type=int, default=200)
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--part", action="append", choices=["soak", "disconnects", "fuzz"], help="only this; may be repeated")
+    parser.add_argument("--out", type=Path, help="what is there of other parts stays")
     arguments = parser.parse_args()
+    parts = arguments.part or ["soak", "disconnects", "fuzz"]
+    start = {"load_average_at_start": round(os.getloadavg()[0], 1)}
+    report: dict[str, Any] = {}
+    if arguments.out is not None and arguments.out.exists():
+        report = json.loads(arguments.out.read_text(encoding="utf-8"))
+    report |= {
+        "command": f"python bench/serve.py --cases {arguments.cases} --clients {arguments.clients} --seconds {arguments.seconds:g} "
+        f"--disconnects {arguments.disconnects}",
+        "machine": f"{os.cpu_count()} cores, {platform.machine()}",
+        "versions": {name: version(name) for name in ("openai", "schemathesis", "starlette", "uvicorn", "onnxruntime")}
+        | {"python": platform.python_version()},
+    }
     with tempfile.TemporaryDirectory(prefix="edgekit-serve-") as scratch:
         artifact = Path(scratch) / "tiny-phi"
         edgekit.build("tiny-phi", target="cpu", output=artifact)
-        asked = questions(artifact, 96)
-        load = os.getloadavg()[0]
-        report = {
-            "command": f"python bench/serve.py --cases {arguments.cases} --clients {arguments.clients} --seconds {arguments.seconds:g} "
-            f"--disconnects {arguments.disconnects}",
-            "machine": f"{os.cpu_count()} cores, {platform.machine()}, load average {load:.1f} of others at the beginning",
-            "versions": {name: version(name) for name in ("openai", "schemathesis", "starlette", "uvicorn", "onnxruntime")}
-            | {"python": platform.python_version()},
-            "soak": soak(artifact, asked, arguments.clients, arguments.seconds, queue=arguments.clients),
-            "soak_short_queue": soak(artifact, asked, arguments.clients, arguments.seconds, queue=8),
-            "disconnects": disconnects(artifact, arguments.disconnects),
-            "fuzz": fuzz(artifact, arguments.cases),
-        }
+        if "soak" in parts:
+            asked = questions(artifact, 96)
+            report["soak"] = soak(artifact, asked, arguments.clients, arguments.seconds, queue=arguments.clients) | start
+            report["soak_short_queue"] = soak(artifact, asked, arguments.clients, arguments.seconds, queue=8) | start
+        if "disconnects" in parts:
+            report["disconnects"] = disconnects(artifact, arguments.disconnects) | start
+        if "fuzz" in parts:
+            report["fuzz"] = fuzz(artifact, arguments.cases) | start
     print(json.dumps(report, indent=2))
     if arguments.out is not None:
         arguments.out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")

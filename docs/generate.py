@@ -280,18 +280,19 @@ def serve_report() -> str:
     ]
     head = ["", "answers", "lost, mixed or cut", "told to come back (429)", "wait: median, greatest"]
     gone, fuzz = result["disconnects"], result["fuzz"]
-    statuses = ", ".join(f"{status} {count:,} times" for status, count in fuzz["answers_by_status"].items())
+    statuses = ", ".join(f"{count:,} with {status}" for status, count in fuzz["answers_by_status"].items())
     grown = (gone["anonymous_bytes_after"] - gone["anonymous_bytes_before"]) / 1e6
     versions = ", ".join(f"{name} {number}" for name, number in sorted(result["versions"].items()))
+    loads = sorted(result[part]["load_average_at_start"] for part in ("soak", "disconnects", "fuzz"))
+    shared = f"shared with other work (load average {loads[0]:g} to {loads[-1]:g} when the runs began)"
     return "\n\n".join(
         [
             table(head, rows),
             f"{gone['disconnects']} disconnects, after {2 * gone['disconnects']} to warm the server up: {gone['running_after']} requests "
             f"at work and {gone['waiting_after']} waiting after them, as many threads ({gone['threads']}) and descriptors "
             f"({gone['descriptors']}) as before, {grown:+.2f} MB of memory (of {gone['anonymous_bytes_after'] / 1e6:.0f}).",
-            f"Schemathesis, {fuzz['cases']:,} cases: {fuzz['server_errors']} with a 5xx. The routes that compute answered {statuses} "
-            "(`gone`: the client closed the connection itself).",
-            f"`{result['command']}`; {result['machine']}; {versions}.",
+            f"Schemathesis, {fuzz['cases']:,} cases: {fuzz['server_errors']} with a 5xx. Of those to the routes that compute: {statuses}.",
+            f"`{result['command']}`; {result['machine']}, {shared}; {versions}.",
         ]
     )
 
