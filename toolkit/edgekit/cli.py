@@ -12,6 +12,7 @@ from edgekit.commands.cache import cache
 from edgekit.commands.check import doctor, inspect, verify
 from edgekit.commands.listing import devices, models, targets
 from edgekit.commands.plan import plan
+from edgekit.commands.serve import serve
 from edgekit.commands.ship import apply, diff, keygen, pull, push, rollback, sign
 from edgekit.commands.talk import chat, run
 
@@ -39,7 +40,26 @@ def edge(
     pass
 
 
-for command in (plan, build, run, chat, inspect, verify, targets, devices, models, doctor, keygen, sign, diff, apply, rollback, push, pull):
+for command in (
+    plan,
+    build,
+    run,
+    chat,
+    serve,
+    inspect,
+    verify,
+    targets,
+    devices,
+    models,
+    doctor,
+    keygen,
+    sign,
+    diff,
+    apply,
+    rollback,
+    push,
+    pull,
+):
     app.command()(command)
 app.add_typer(cache, name="cache")
 
