@@ -21,6 +21,10 @@ def profile(
     rounds: Annotated[int, typer.Option("--rounds", min=1, help="Measurements of everything, after one that does not count.")] = 5,
     loads: Annotated[int, typer.Option("--loads", min=1, help="Cold and warm loads, each in a new process.")] = 3,
     journal: Annotated[Path | None, typer.Option("--journal", help="Keep every measurement here; started again, go on after them.")] = None,
+    sustained: Annotated[
+        float, typer.Option("--sustained", metavar="SECONDS", min=0, help="Then decode so long without a pause: does it throttle?")
+    ] = 0.0,
+    trace: Annotated[Path | None, typer.Option("--trace", metavar="FILE", help="Write a Chrome trace of every operator.")] = None,
     threads: Threads = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="No word of what is being measured.")] = False,
     json: Json = False,
@@ -30,8 +34,10 @@ def profile(
     from edgekit.artifact import load_artifact
     from edgekit.profile import report, run
 
-    settings = run.settled(load_artifact(directory), tuple(prompt or ()), tokens, rounds, loads, threads)
+    wanted = report.Settings(tuple(prompt or ()), tokens, rounds, loads, threads, sustained)
+    settings = run.settled(load_artifact(directory), wanted)
     said = "edge " + shlex.join(sys.argv[1:])
-    found = run.profile(directory, settings, journal_path=journal, command=said, tell=console.hide if quiet else console.notice)
+    tell = console.hide if quiet else console.notice
+    found = run.profile(directory, settings, journal_path=journal, trace=trace, command=said, tell=tell)
     if json:
         console.show_json(report.as_json(found))
