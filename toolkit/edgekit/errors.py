@@ -15,7 +15,8 @@ EdgekitError                1   (never raised itself; catch it to catch them all
  ├─ OutputError             9   the output cannot be written: exists, in use, read-only, disk full
  ├─ DownloadError          10   the hub cannot be reached or sent something wrong
  ├─ EngineError            11   the engine refused or failed on a valid artifact
- └─ FidelityError          12   an artifact is too far from its model, or two of one model do not agree
+ ├─ FidelityError          12   an artifact is too far from its model, or two of one model do not agree
+ └─ PerformanceError       15   a measured figure is beyond a limit (edge profile --fail-if)
 
 Ctrl-C ends the command with 130, SIGTERM with 143, a closed terminal with 129.
 
@@ -87,3 +88,7 @@ class EngineError(EdgekitError):
 
 class FidelityError(EdgekitError):
     exit_code = 12
+
+
+class PerformanceError(EdgekitError):
+    exit_code = 15

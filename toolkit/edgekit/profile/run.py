@@ -41,13 +41,14 @@ def settled(artifact: Artifact, wanted: Settings) -> Settings:
     return replace(wanted, prompts=tuple(sorted(set(prompts))) or fit, tokens=tokens)
 
 
-def profile(directory: Path, settings: Settings, *, journal_path: Path | None, trace: Path | None, command: str, tell: Tell) -> Report:
+def profile(directory: Path, wanted: Settings, *, journal_path: Path | None, trace: Path | None, command: str, tell: Tell) -> Report:
     """Measures what the journal does not hold yet. trace: where a Chrome trace of the operators is written.
 
     tell: what is being done, a line at a time. Raises ArtifactError, EngineMissing, UsageError, and EngineError where nothing could be
     measured; a later failure is told in the report's ``missing``.
     """
     artifact = load_artifact(directory)
+    settings = settled(artifact, wanted)
     of = subject(artifact)
     here = machine.describe(artifact.manifest.engine.requires)
     began = datetime.now(timezone.utc).isoformat(timespec="seconds")
