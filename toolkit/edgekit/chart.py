@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 440, 270, 58, 10, 12, 44
+WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 440, 280, 58, 10, 28, 44
 STYLE = """
 .charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 25rem), 1fr)); gap: 1rem 2rem; }
 .charts figure { margin: 0; } .charts figcaption { font-weight: 600; } .charts svg text { font-size: 13px; }
@@ -124,7 +124,7 @@ def _axes(x: _Scale, y: _Scale, marked: Sequence[float], across: Axis, up: Axis)
     middle = (LEFT + WIDTH - RIGHT) / 2
     names = (
         f'<text x="{middle:.0f}" y="{HEIGHT - 8}" text-anchor="middle">{escape(across.label)}</text>'
-        f'<text transform="translate(13 {(TOP + floor) / 2:.0f}) rotate(-90)" text-anchor="middle">{escape(up.label)}</text>'
+        f'<text x="0" y="14">{escape(up.label)}</text>'
     )
     return f'{grid}<path class="axis" d="M{LEFT} {floor}H{WIDTH - RIGHT}"/>{below}{names}'
 

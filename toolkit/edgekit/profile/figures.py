@@ -75,10 +75,10 @@ def speeds(report: Report) -> list[list[str]]:
     rows = []
     for load in report.load:
         rows.append([f"{load.kind} load", *ranged(load.seconds, "s")])
-        rows.append([f"  first token after it ({load.prompt} tokens)", *ranged(load.first_token, "s")])
+        rows.append([f"first token after it ({load.prompt} tokens)", *ranged(load.first_token, "s")])
     for p in report.prefill:
         rows.append([f"prefill of {p.tokens} tokens", *ranged(p.rate, "tok/s")])
-        rows.append(["  text to first token", *ranged(p.ttft, "s")])
+        rows.append([f"text of {p.tokens} tokens to first token", *ranged(p.ttft, "s")])
     rows += [[f"decode at {d.depth} tokens", *ranged(d.rate, "tok/s")] for d in report.decode]
     if (text := report.text) is not None:
         rows.append(["tokenizing", *ranged(text.encode, "tok/s")])
