@@ -262,12 +262,12 @@ def profile_schema() -> str:
 
 def records(record: Any, found: list[Any]) -> list[Any]:
     """The dataclass and those that its fields hold, each once, in the order they are met."""
-    if record not in found:
+    if dataclasses.is_dataclass(record) and record not in found:
         found.append(record)
         for hint in typing.get_type_hints(record).values():
-            for part in (hint, *typing.get_args(hint)):
-                if dataclasses.is_dataclass(part):
-                    records(part, found)
+            records(hint, found)
+    for part in typing.get_args(record):
+        records(part, found)
     return found
 
 

@@ -35,6 +35,9 @@ def profile(
         tuple[Path, Path] | None,
         typer.Option("--compare", metavar="FILE FILE", help="Compare the second profile with the first.", show_default=False),
     ] = None,
+    save: Annotated[
+        str | None, typer.Option("--save", metavar="NAME", help="Write the figures into this device profile (or .toml file).")
+    ] = None,
     fail_if: Annotated[
         list[str] | None,
         typer.Option("--fail-if", metavar="LIMIT", help="Fail where this holds, as 'decode < 0.9x'; may be repeated."),
@@ -45,9 +48,10 @@ def profile(
 ) -> None:
     """Measure an artifact on this machine: load, prompts, decoding, memory, energy; or compare two such profiles."""
     from edgekit import console
-    from edgekit.profile import judging, report, run
+    from edgekit.profile import judging, report, run, saving
 
     limits = judging.limits(fail_if or [])
+    device = saving.place(save) if save is not None else None
     if compare is not None:
         if directory is not None or baseline is not None:
             raise UsageError("--compare takes two profiles and measures nothing; give DIR and --baseline FILE to measure")
@@ -63,6 +67,8 @@ def profile(
         tell = console.hide if quiet else console.notice
         found = run.profile(directory, wanted, journal_path=journal, trace=trace, command=said, tell=tell)
     seen = judging.judge(found, before, limits, names)
+    if device is not None:
+        saving.save(device, found)
     if html is not None:
         judging.write(html, seen)
     if json:
