@@ -105,6 +105,13 @@ def test_measuring_loads_nothing_of_the_build_side() -> None:
     assert not {name for name in loaded if name in BUILD_ONLY or name.split(".")[0] in BUILD_ONLY}
 
 
+def test_the_server_loads_nothing_of_the_build_side() -> None:
+    pytest.importorskip("uvicorn")
+    loaded = modules_after("import edgekit.server.run")
+    assert "starlette" in loaded
+    assert not {name for name in loaded if name in BUILD_ONLY or name.split(".")[0] in BUILD_ONLY}
+
+
 def test_onnx_runtime_is_told_before_it_starts() -> None:
     """``disable_telemetry_events`` would come after its first report."""
     pytest.importorskip("onnxruntime")

@@ -16,6 +16,7 @@ EdgekitError                1   (never raised itself; catch it to catch them all
  ├─ DownloadError          10   the hub cannot be reached or sent something wrong
  ├─ EngineError            11   the engine refused or failed on a valid artifact
  ├─ FidelityError          12   an artifact is too far from its model, or two of one model do not agree
+ ├─ SignatureError         14   an artifact is not signed by a trusted key, or is an older release
  ├─ PerformanceError       15   a measured figure is beyond a limit (edge profile --fail-if)
  └─ DoesNotFit             16   a model does not fit a device; says what would
 
@@ -89,6 +90,10 @@ class EngineError(EdgekitError):
 
 class FidelityError(EdgekitError):
     exit_code = 12
+
+
+class SignatureError(EdgekitError):
+    exit_code = 14
 
 
 class PerformanceError(EdgekitError):
