@@ -77,6 +77,8 @@ def profiled(directory: Path) -> Rates:
         "1",
         "--rounds",
         str(REPEATS),
+        "--threads",
+        str(THREADS),
     ]
     lengths = [word for length in LENGTHS for word in ("--prompt", str(length))]
     said = subprocess.run([*command, *lengths, "--tokens", str(STEPS)], check=True, capture_output=True, text=True, preexec_fn=ahead)
