@@ -15,7 +15,12 @@ EdgekitError                1   (never raised itself; catch it to catch them all
  ├─ OutputError             9   the output cannot be written: exists, in use, read-only, disk full
  ├─ DownloadError          10   the hub cannot be reached or sent something wrong
  ├─ EngineError            11   the engine refused or failed on a valid artifact
- └─ FidelityError          12   an artifact is too far from its model, or two of one model do not agree
+ ├─ FidelityError          12   an artifact is too far from its model, or two of one model do not agree
+ └─ RemoteError            14   a device elsewhere cannot be reached, refuses, or cannot do what it is asked
+     ├─ Unreachable             nobody answers there, or the program that would ask is missing here
+     ├─ Untrusted               its host key is not the known one, or it does not take our key or token
+     ├─ LinkBroken              the connection ended in the middle; what was measured is kept
+     └─ DeviceUnfit             no Python, a full disk, no packages for it, in use, or a job that failed there
 
 Ctrl-C ends the command with 130, SIGTERM with 143, a closed terminal with 129.
 
@@ -87,3 +92,23 @@ class EngineError(EdgekitError):
 
 class FidelityError(EdgekitError):
     exit_code = 12
+
+
+class RemoteError(EdgekitError):
+    exit_code = 14
+
+
+class Unreachable(RemoteError):
+    pass
+
+
+class Untrusted(RemoteError):
+    pass
+
+
+class LinkBroken(RemoteError):
+    pass
+
+
+class DeviceUnfit(RemoteError):
+    pass

@@ -1,0 +1,80 @@
+"""To an Android device by the real ``adb`` client and its server (Android's SDK platform-tools; Debian: ``apt install adb``)."""
+
+import shlex
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgekit.errors import DeviceUnfit, LinkBroken, RemoteError, Unreachable, Untrusted
+from edgekit.remote.transport import Ask, Blob, CommandFailed, Json, Tell, last_line, part_of, program_lines
+
+PIECE = 32 << 20
+"""Bytes pushed at once: the protocol cannot go on with half a file, so that a broken link costs at most so many."""
+GONE = ("device offline", "no devices/emulators found", "protocol fault", "closed", "Connection reset", "EOF", "daemon not running")
+
+
+@dataclass(frozen=True)
+class Adb:
+    """serial: as ``adb devices`` lists it; checked by ``address``."""
+
+    serial: str
+    root: str
+
+    @property
+    def where(self) -> str:
+        return f"adb:{self.serial}"
+
+    def command(self) -> list[str]:
+        found = shutil.which("adb")
+        if found is None:
+            raise Unreachable(f"{self.where}: no adb here; install Android's platform-tools (Debian: apt install adb)")
+        return [found, "-s", self.serial]
+
+    def run(self, command: Sequence[str], data: Iterable[bytes]) -> Iterator[str]:
+        # -T: no terminal, or what flows in and out would be changed. Without -x: the protocol that tells exit codes.
+        return program_lines([*self.command(), "shell", "-T", shlex.join(command)], data, self.where, self.failure)
+
+    def send(self, ask: Ask, blob: Blob, held: int, tell: Tell) -> None:
+        with tempfile.TemporaryDirectory(prefix="edgekit-adb-") as folder:
+            piece = Path(folder) / "piece"
+            while True:
+                count = min(PIECE, blob.size - held)
+                with piece.open("wb") as file:
+                    file.writelines(part_of(blob.path, held, count, lambda _: None))
+                target = f"{self.root}/{blob.digest}.piece"
+                self._sync("push", str(piece), target)
+                request: Json = {"verb": "join", "digest": blob.digest, "size": blob.size, "offset": held, "piece": target}
+                for _ in ask(request):
+                    pass
+                held += count
+                tell(count)
+                if held >= blob.size:
+                    return
+
+    def fetch(self, ask: Ask, source: str, target: Path) -> None:
+        self._sync("pull", source, str(target))
+
+    def _sync(self, verb: str, source: str, target: str) -> None:
+        for _ in program_lines([*self.command(), verb, source, target], (), self.where, self._sync_failure):
+            pass
+
+    def _sync_failure(self, code: int, said: str) -> RemoteError:
+        if "No space left" in said:
+            return DeviceUnfit(f"{self.where}: the disk is full there ({last_line(said)}); free some space")
+        return self.failure(code, said)
+
+    def failure(self, code: int, said: str) -> RemoteError:
+        """By adb's messages (packages/modules/adb, client/ and adb.cpp)."""
+        last = last_line(said)
+        ours = said.lstrip().startswith(("adb:", "error:", "* ")) or "\nerror:" in said or "\nadb:" in said
+        if not ours and code != 1 or not said.strip():
+            return CommandFailed(code, said) if code != 255 else LinkBroken(f"{self.where}: the connection broke")
+        if "unauthorized" in said:
+            return Untrusted(f"{self.where}: it does not trust this computer yet; unlock it and allow USB debugging in the dialog it shows")
+        if "not found" in said and "device" in said:
+            return Unreachable(f"{self.where}: adb knows no such device ({last}); `adb devices` lists them, is USB debugging on?")
+        if any(mark in said for mark in GONE):
+            return LinkBroken(f"{self.where}: the connection broke: {last}")
+        return Unreachable(f"{self.where}: {last}") if ours else CommandFailed(code, said)
