@@ -11,6 +11,7 @@ from edgekit.commands.build import build
 from edgekit.commands.cache import cache
 from edgekit.commands.check import doctor, inspect, verify
 from edgekit.commands.listing import models, targets
+from edgekit.commands.measure import profile
 from edgekit.commands.talk import chat, run
 
 app = typer.Typer(
@@ -37,7 +38,7 @@ def edge(
     pass
 
 
-for command in (build, run, chat, inspect, verify, targets, models, doctor):
+for command in (build, run, chat, inspect, verify, profile, targets, models, doctor):
     app.command()(command)
 app.add_typer(cache, name="cache")
 

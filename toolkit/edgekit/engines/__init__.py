@@ -8,12 +8,17 @@ class Engine:
     """Where an engine's two halves live (imported only when used) and which extra installs what they need.
 
     The ``export`` module offers  ``export(model, scheme, target, directory, progress) -> Exported``  (build.py's ``Export`` Protocol),
-    the ``session`` module  ``open_session(directory, manifest) -> Session``.
+    the ``session`` module  ``open_session(directory, manifest) -> Session``, and beside it
+    a ``profile`` module    what ``observing.Observer`` lists.
     """
 
     export: str
     session: str
     extra: str
+
+    @property
+    def profile(self) -> str:
+        return self.session.removesuffix("session") + "profile"
 
 
 ENGINES: dict[str, Engine] = {
