@@ -21,6 +21,13 @@ def profile(
     rounds: Annotated[int, typer.Option("--rounds", min=1, help="Measurements of everything, after one that does not count.")] = 5,
     loads: Annotated[int, typer.Option("--loads", min=1, help="Cold and warm loads, each in a new process.")] = 3,
     journal: Annotated[Path | None, typer.Option("--journal", help="Keep every measurement here; started again, go on after them.")] = None,
+    on: Annotated[
+        str | None,
+        typer.Option(
+            "--on", metavar="DEVICE", help="Elsewhere: ssh://[user@]host[:port][/folder], adb:SERIAL or aihub:DEVICE.", show_default=False
+        ),
+    ] = None,
+    keep: Annotated[bool, typer.Option("--keep/--no-keep", help="With --on: leave runtime and artifact there for the next time.")] = True,
     threads: Threads = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="No word of what is being measured.")] = False,
     json: Json = False,
@@ -32,6 +39,13 @@ def profile(
 
     settings = run.settled(load_artifact(directory), tuple(prompt or ()), tokens, rounds, loads, threads)
     said = "edge " + shlex.join(sys.argv[1:])
+    if on is not None:
+        from edgekit.remote.command import profile_elsewhere
+
+        found = profile_elsewhere(on, directory, settings, journal_path=journal, keep=keep, command=said, quiet=quiet or json)
+        if json:
+            console.show_json(report.as_json(found))
+        return
     found = run.profile(directory, settings, journal_path=journal, command=said, tell=console.hide if quiet else console.notice)
     if json:
         console.show_json(report.as_json(found))

@@ -236,11 +236,16 @@ def read(path: Path) -> Report:
         data = json.loads(read_text(path))
     except (ValueError, RecursionError) as error:
         raise UsageError(f"{path} is not JSON ({error}); give what `edge profile DIR --json` printed") from None
+    return from_json(data, str(path))
+
+
+def from_json(data: object, where: str) -> Report:
+    """As ``read``, of what is parsed already."""
     if not isinstance(data, dict) or data.get("format") != FORMAT:
-        raise UsageError(f"{path} is no profile (no format {FORMAT!r}); give what `edge profile DIR --json` printed")
+        raise UsageError(f"{where} is no profile (no format {FORMAT!r}); give what `edge profile DIR --json` printed")
     if data.get("version") != VERSION:
-        raise UsageError(f"{path} is a profile of version {data.get('version')!r}, and this edgekit reads {VERSION}; measure again")
+        raise UsageError(f"{where} is a profile of version {data.get('version')!r}, and this edgekit reads {VERSION}; measure again")
     try:
         return parse(Report, data, unknown="ignore")
     except RecordError as error:
-        raise UsageError(f"{path}: {error}; measure again") from None
+        raise UsageError(f"{where}: {error}; measure again") from None

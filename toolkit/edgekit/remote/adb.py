@@ -69,7 +69,7 @@ class Adb:
         """By adb's messages (packages/modules/adb, client/ and adb.cpp)."""
         last = last_line(said)
         ours = said.lstrip().startswith(("adb:", "error:", "* ")) or "\nerror:" in said or "\nadb:" in said
-        if not ours and code != 1 or not said.strip():
+        if (not ours and code != 1) or not said.strip():
             return CommandFailed(code, said) if code != 255 else LinkBroken(f"{self.where}: the connection broke")
         if "unauthorized" in said:
             return Untrusted(f"{self.where}: it does not trust this computer yet; unlock it and allow USB debugging in the dialog it shows")

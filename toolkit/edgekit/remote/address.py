@@ -20,7 +20,7 @@ ANDROID = "/data/local/tmp/edgekit"
 
 @dataclass(frozen=True)
 class HubDevice:
-    """A device of Qualcomm AI Hub, by the name that it has there, perhaps with its OS: ``Samsung Galaxy S24 (Family)`` or ``QCS6490@14``."""
+    """A device of Qualcomm AI Hub by its name there, perhaps with its OS: ``QCS6490 (Proxy)`` or ``Google Pixel 4@11``."""
 
     name: str
     os: str

@@ -106,7 +106,8 @@ def _write(root: Path, request: Json, source: BinaryIO) -> Json:
     (root / "blobs").mkdir(exist_ok=True)
     partial = root / "blobs" / f"{digest}.partial"
     # At its place, not at the end: what an earlier, broken link still delivers is written twice, not into the middle of something else.
-    with open(os.open(partial, os.O_WRONLY | os.O_CREAT, 0o600), "wb") as file:
+    partial.touch(0o600)
+    with partial.open("r+b") as file:
         file.seek(offset)
         while piece := source.read(PIECE):
             file.write(piece)
@@ -150,7 +151,9 @@ def install(root: Path, request: Json, data: BinaryIO) -> Json:
         options = ["--no-index", "--no-deps", "--no-input", "--no-cache-dir", "--disable-pip-version-check", "--no-warn-script-location"]
         command = [sys.executable, "-I", f"{pip}/pip", "install", "--quiet", *options, "--target", str(new / "packages"), *given]
         # Unpacked here and not where /tmp is: that may be small, or not there.
-        done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "TMPDIR": str(new), "PIP_CONFIG_FILE": os.devnull})
+        done = subprocess.run(
+            command, capture_output=True, text=True, env={**os.environ, "TMPDIR": str(new), "PIP_CONFIG_FILE": os.devnull}
+        )
         if done.returncode:
             kind = "full" if os.strerror(errno.ENOSPC) in done.stderr or "No space left" in done.stderr else "failed"
             raise Refused(kind, "pip could not install the runtime: " + (done.stderr.strip().splitlines() or ["it said nothing"])[-1])
@@ -181,7 +184,7 @@ def _link(source: Path, target: Path) -> None:
 
 
 def start(root: Path, request: Json, data: BinaryIO) -> Json:
-    """The command in a process that outlives the link. One that runs already, or ended well without being asked for its result, is that one.
+    """The command in a process that outlives the link. One that runs already, or ended well unseen, is that one.
 
     journal: what the other side has of it. A longer one here that begins with it stays.
     """

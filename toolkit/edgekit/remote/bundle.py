@@ -54,7 +54,7 @@ class Platform:
 
     @property
     def name(self) -> str:
-        return f"{self.implementation} {self.markers['python_version']} on {self.platforms[0]}"
+        return f"{self.implementation} {self.markers['python_version']} on {self.markers['sys_platform']} {self.markers['platform_machine']}"
 
 
 @dataclass(frozen=True)
@@ -186,7 +186,9 @@ def pip_wheel() -> Path:
     return found[-1]
 
 
-def _choose(needed: Sequence[Requirement], platform: Platform, there: Mapping[str, str], folder: Path, heard: Callable[[str], None]) -> None:
+def _choose(
+    needed: Sequence[Requirement], platform: Platform, there: Mapping[str, str], folder: Path, heard: Callable[[str], None]
+) -> None:
     """Downloads what is needed into ``folder``. pip reads the markers of requirements as for the Python that it runs in, so that what only
     the device needs is asked for again until nothing is missing."""
     for name, version in there.items():
@@ -244,7 +246,7 @@ def _pip(arguments: Sequence[str], what: str) -> None:
 
 def _held(folder: Path) -> dict[str, tuple[str, list[Requirement]]]:
     """Package -> its wheel, and what it says that it needs."""
-    found = {}
+    found: dict[str, tuple[str, list[Requirement]]] = {}
     for path in [*folder.glob("*.whl"), *(folder / "there").glob("*.whl")]:
         with zipfile.ZipFile(path) as archive:
             info = next(name for name in archive.namelist() if name.endswith(".dist-info/METADATA") and name.count("/") == 1)
@@ -267,7 +269,9 @@ def _reached(needed: Sequence[Requirement], platform: Platform, folder: Path) ->
         wheel, needs = held.get(name, (None, []))
         yield need, wheel
         environment = {**platform.markers, "extra": extra}
-        waiting += [(deep, more) for deep in needs if deep.marker is None or deep.marker.evaluate(environment) for more in ("", *deep.extras)]
+        waiting += [
+            (deep, more) for deep in needs if deep.marker is None or deep.marker.evaluate(environment) for more in ("", *deep.extras)
+        ]
 
 
 def _missing(needed: Sequence[Requirement], platform: Platform, folder: Path) -> list[str]:

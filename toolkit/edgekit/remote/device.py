@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar, cast
 
-from edgekit.errors import DeviceUnfit, LinkBroken, RemoteError, Unreachable
+from edgekit.errors import DeviceUnfit, LinkBroken, Unreachable
 from edgekit.progress import Progress
 from edgekit.remote.agent import MARK
 from edgekit.remote.transport import Blob, CommandFailed, Json, Transport, answers, last_line
@@ -17,7 +17,8 @@ PYTHONS = (
     "python3", "python3.14", "python3.13", "python3.12", "python3.11", "python3.10",
     "/data/data/com.termux/files/usr/bin/python3", "/data/local/tmp/python/bin/python3",
 )  # fmt: skip
-LOOK = 'for p; do q=$(command -v "$p" 2>/dev/null) && "$q" -I -c \'import sys; print("{mark}", sys.executable, *sys.version_info[:2])\'; done; exit 0'
+VERSION = 'import sys; print("{mark}", sys.executable, *sys.version_info[:2])'
+LOOK = f'for p; do q=$(command -v "$p" 2>/dev/null) && "$q" -I -c \'{VERSION}\'; done; exit 0'
 BOOT = "import sys; exec(compile(sys.stdin.buffer.read(int(sys.argv[1])), 'agent', 'exec')); main()"
 PATIENCE = 300.0
 """Seconds a broken link may stay so, a device that starts anew among it, before what was measured is all."""
@@ -121,31 +122,23 @@ def upload(device: Device, blobs: Sequence[Blob], stage: str, progress: Progress
     wanted = {blob.digest: blob for blob in blobs}
     sent = 0
 
-    def tell(count: int) -> None:
-        nonlocal sent
-        sent += count
-
     def step() -> None:
         here = device.answer({"verb": "have", "digests": list(wanted)})
-        held = cast(dict[str, Json], here["held"])
-        missing = [(blob, cast(int, held[digest]["bytes"])) for digest, blob in wanted.items() if not held[digest]["whole"]]
-        need, free = sum(max(0, blob.size - begun) for blob, begun in missing), cast(int, here["free"])
+        held = cast("dict[str, dict[str, int]]", here["held"])
+        missing = [(blob, held[digest]["bytes"]) for digest, blob in wanted.items() if not held[digest]["whole"]]
+        need, free, start = sum(max(0, blob.size - begun) for blob, begun in missing), cast(int, here["free"]), sent
         if need and need + SPARE > free:
             raise DeviceUnfit(
-                f"{device.where}: {need + SPARE:,} bytes are needed in {device.root} and {free:,} are free; free some space, or name a folder "
-                "on a larger disk: --on ssh://host/folder"
+                f"{device.where}: {need + SPARE:,} bytes are needed in {device.root} and {free:,} are free; free some space, or name "
+                "a folder on a larger disk: --on ssh://host/folder"
             )
-        total, start = need, sent
+
+        def tell(count: int) -> None:
+            nonlocal sent
+            sent += count
+            progress(stage, sent - start, need)
+
         for blob, begun in missing:
-            _send(device, blob, begun if begun <= blob.size else 0, lambda count: (tell(count), progress(stage, sent - start, total))[0])
+            device.transport.send(device.ask, blob, begun if begun <= blob.size else 0, tell)
 
     patiently(step, lambda: sent, heard, patience)
-
-
-def _send(device: Device, blob: Blob, held: int, tell: Callable[[int], None]) -> None:
-    device.transport.send(device.ask, blob, held, tell)
-
-
-def failed(device: Device, error: RemoteError) -> RemoteError:
-    """A command that failed there, with where."""
-    return DeviceUnfit(f"{device.where}: {error}") if isinstance(error, CommandFailed) else error

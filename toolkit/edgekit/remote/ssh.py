@@ -14,7 +14,19 @@ from pathlib import Path
 from edgekit.errors import LinkBroken, RemoteError, Unreachable, Untrusted
 from edgekit.remote.transport import Ask, Blob, CommandFailed, Json, Tell, last_line, part_of, program_lines
 
-OPTIONS = ("-T", "-x", "-a", "-o", "BatchMode=yes", "-o", "ConnectTimeout=15", "-o", "ServerAliveInterval=10", "-o", "ServerAliveCountMax=3")
+OPTIONS = (
+    "-T",
+    "-x",
+    "-a",
+    "-o",
+    "BatchMode=yes",
+    "-o",
+    "ConnectTimeout=15",
+    "-o",
+    "ServerAliveInterval=10",
+    "-o",
+    "ServerAliveCountMax=3",
+)
 OWN = 255
 """The exit code of ssh itself; any other is the command's."""
 BROKEN = ("closed by remote host", "Connection reset", "Broken pipe", "not responding", "Connection closed", "kex_exchange", "disconnect")

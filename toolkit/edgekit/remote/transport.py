@@ -49,8 +49,8 @@ class Transport(Protocol):
     def root(self) -> str: ...
 
     def run(self, command: Sequence[str], data: Iterable[bytes]) -> Iterator[str]:
-        """The lines that ``command`` prints there while it reads ``data``. Raises a RemoteError where it cannot be run, LinkBroken where the
-        link broke meanwhile, and CommandFailed with what it exited with."""
+        """The lines that ``command`` prints there while it reads ``data``. Raises a RemoteError where it cannot be run, LinkBroken where
+        the link broke meanwhile, and CommandFailed with what it exited with."""
 
     def send(self, ask: Ask, blob: Blob, held: int, tell: Tell) -> None:
         """The rest of a file, of which the first ``held`` bytes are there."""
