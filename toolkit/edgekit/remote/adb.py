@@ -36,22 +36,22 @@ class Adb:
         # -T: no terminal, or what flows in and out would be changed. Without -x: the protocol that tells exit codes.
         return program_lines([*self.command(), "shell", "-T", shlex.join(command)], data, self.where, self.failure)
 
-    def send(self, ask: Ask, blob: Blob, held: int, tell: Tell) -> None:
+    def send(self, ask: Ask, blobs: Sequence[tuple[Blob, int]], tell: Tell) -> None:
         with tempfile.TemporaryDirectory(prefix="edgekit-adb-") as folder:
-            piece = Path(folder) / "piece"
-            while True:
-                count = min(PIECE, blob.size - held)
-                with piece.open("wb") as file:
-                    file.writelines(part_of(blob.path, held, count, lambda _: None))
-                target = f"{self.root}/{blob.digest}.piece"
-                self._sync("push", str(piece), target)
-                request: Json = {"verb": "join", "digest": blob.digest, "size": blob.size, "offset": held, "piece": target}
-                for _ in ask(request):
-                    pass
-                held += count
-                tell(count)
-                if held >= blob.size:
-                    return
+            for blob, held in blobs:
+                for offset in range(held, max(blob.size, held + 1), PIECE):
+                    self._send(ask, blob, offset, Path(folder) / "piece", tell)
+
+    def _send(self, ask: Ask, blob: Blob, offset: int, piece: Path, tell: Tell) -> None:
+        count = min(PIECE, blob.size - offset)
+        with piece.open("wb") as file:
+            file.writelines(part_of(blob.path, offset, count, lambda _: None))
+        target = f"{self.root}/{blob.digest}.piece"
+        self._sync("push", str(piece), target)
+        request: Json = {"verb": "join", "digest": blob.digest, "size": blob.size, "offset": offset, "piece": target}
+        for _ in ask(request):
+            pass
+        tell(count)
 
     def fetch(self, ask: Ask, source: str, target: Path) -> None:
         self._sync("pull", source, str(target))

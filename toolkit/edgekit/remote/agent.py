@@ -87,33 +87,36 @@ def have(root: Path, request: Json, data: BinaryIO) -> Json:
 
 
 def receive(root: Path, request: Json, data: BinaryIO) -> Json:
-    """The blob from ``offset`` on, or as much of it as comes before the link breaks."""
-    return _write(root, request, data)
+    """Blobs, one behind the other, each from its ``offset`` on; or as much of them as comes before the link breaks."""
+    for blob in request["blobs"]:
+        _write(root, blob, data)
+    return {}
 
 
 def join(root: Path, request: Json, data: BinaryIO) -> Json:
-    """As ``receive``, of a piece that lies in a file."""
+    """A piece of a blob, which lies in a file."""
     piece = Path(request["piece"])
     try:
         with piece.open("rb") as file:
-            return _write(root, request, file)
+            _write(root, request, file)
     finally:
         piece.unlink()
+    return {}
 
 
-def _write(root: Path, request: Json, source: BinaryIO) -> Json:
-    digest, size, offset = request["digest"], request["size"], request["offset"]
+def _write(root: Path, blob: Json, source: BinaryIO) -> None:
+    digest, size, offset = blob["digest"], blob["size"], blob["offset"]
     (root / "blobs").mkdir(exist_ok=True)
     partial = root / "blobs" / f"{digest}.partial"
     # At its place, not at the end: what an earlier, broken link still delivers is written twice, not into the middle of something else.
     partial.touch(0o600)
     with partial.open("r+b") as file:
         file.seek(offset)
-        while piece := source.read(PIECE):
+        while offset < size and (piece := source.read(min(PIECE, size - offset))):
             file.write(piece)
             offset += len(piece)
     if offset < size:
-        return {"bytes": offset, "whole": False}
+        return
     found = hashlib.sha256()
     with partial.open("rb") as held:
         while piece := held.read(PIECE):
@@ -122,7 +125,6 @@ def _write(root: Path, request: Json, source: BinaryIO) -> Json:
         partial.unlink()
         raise Refused("damaged", f"what arrived has the sha256 {found.hexdigest()} instead of {digest}")
     partial.rename(root / "blobs" / digest)
-    return {"bytes": size, "whole": True}
 
 
 def place(root: Path, request: Json, data: BinaryIO) -> Json:

@@ -54,7 +54,9 @@ class Platform:
 
     @property
     def name(self) -> str:
-        return f"{self.implementation} {self.markers['python_version']} on {self.markers['sys_platform']} {self.markers['platform_machine']}"
+        return (
+            f"{self.implementation} {self.markers['python_version']} on {self.markers['sys_platform']} {self.markers['platform_machine']}"
+        )
 
 
 @dataclass(frozen=True)

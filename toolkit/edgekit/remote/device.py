@@ -125,8 +125,8 @@ def upload(device: Device, blobs: Sequence[Blob], stage: str, progress: Progress
     def step() -> None:
         here = device.answer({"verb": "have", "digests": list(wanted)})
         held = cast("dict[str, dict[str, int]]", here["held"])
-        missing = [(blob, held[digest]["bytes"]) for digest, blob in wanted.items() if not held[digest]["whole"]]
-        need, free, start = sum(max(0, blob.size - begun) for blob, begun in missing), cast(int, here["free"]), sent
+        missing = [(blob, min(blob.size, held[digest]["bytes"])) for digest, blob in wanted.items() if not held[digest]["whole"]]
+        need, free, start = sum(blob.size - begun for blob, begun in missing), cast(int, here["free"]), sent
         if need and need + SPARE > free:
             raise DeviceUnfit(
                 f"{device.where}: {need + SPARE:,} bytes are needed in {device.root} and {free:,} are free; free some space, or name "
@@ -138,7 +138,7 @@ def upload(device: Device, blobs: Sequence[Blob], stage: str, progress: Progress
             sent += count
             progress(stage, sent - start, need)
 
-        for blob, begun in missing:
-            device.transport.send(device.ask, blob, begun if begun <= blob.size else 0, tell)
+        if missing:
+            device.transport.send(device.ask, missing, tell)
 
     patiently(step, lambda: sent, heard, patience)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgekit.errors import LinkBroken, RemoteError, Unreachable, Untrusted
-from edgekit.remote.transport import Ask, Blob, CommandFailed, Json, Tell, last_line, part_of, program_lines
+from edgekit.remote.transport import Ask, Blob, CommandFailed, Tell, last_line, part_of, program_lines
 
 OPTIONS = (
     "-T",
@@ -58,9 +58,10 @@ class Ssh:
     def run(self, command: Sequence[str], data: Iterable[bytes]) -> Iterator[str]:
         return program_lines([*self.command(), shlex.join(command)], data, self.where, self.failure)
 
-    def send(self, ask: Ask, blob: Blob, held: int, tell: Tell) -> None:
-        request: Json = {"verb": "receive", "digest": blob.digest, "size": blob.size, "offset": held}
-        for _ in ask(request, part_of(blob.path, held, blob.size - held, tell)):
+    def send(self, ask: Ask, blobs: Sequence[tuple[Blob, int]], tell: Tell) -> None:
+        listed = [{"digest": blob.digest, "size": blob.size, "offset": held} for blob, held in blobs]
+        parts = (part for blob, held in blobs for part in part_of(blob.path, held, blob.size - held, tell))
+        for _ in ask({"verb": "receive", "blobs": listed}, parts):
             pass
 
     def fetch(self, ask: Ask, source: str, target: Path) -> None:

@@ -52,8 +52,8 @@ class Transport(Protocol):
         """The lines that ``command`` prints there while it reads ``data``. Raises a RemoteError where it cannot be run, LinkBroken where
         the link broke meanwhile, and CommandFailed with what it exited with."""
 
-    def send(self, ask: Ask, blob: Blob, held: int, tell: Tell) -> None:
-        """The rest of a file, of which the first ``held`` bytes are there."""
+    def send(self, ask: Ask, blobs: Sequence[tuple[Blob, int]], tell: Tell) -> None:
+        """The rest of each file, of which so many bytes are there."""
 
     def fetch(self, ask: Ask, source: str, target: Path) -> None:
         """A file from there."""
