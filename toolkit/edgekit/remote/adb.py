@@ -12,7 +12,9 @@ from edgekit.remote.transport import Ask, Blob, CommandFailed, Json, Tell, last_
 
 PIECE = 32 << 20
 """Bytes pushed at once: the protocol cannot go on with half a file, so that a broken link costs at most so many."""
-GONE = ("device offline", "no devices/emulators found", "protocol fault", "closed", "Connection reset", "EOF", "daemon not running")
+OWN = ("adb: ", "error: ", "* ")
+"""What adb's own messages begin with."""
+GONE = ("device offline", "couldn't read from device", "couldn't send", "failed to read", "protocol fault", "closed", "Connection reset")
 
 
 @dataclass(frozen=True)
@@ -57,24 +59,32 @@ class Adb:
         self._sync("pull", source, str(target))
 
     def _sync(self, verb: str, source: str, target: str) -> None:
-        for _ in program_lines([*self.command(), verb, source, target], (), self.where, self._sync_failure):
-            pass
+        said: list[str] = []  # adb tells what failed on stdout
+        try:
+            said.extend(program_lines([*self.command(), verb, source, target], (), self.where, lambda _, err: RemoteError(err)))
+        except LinkBroken:
+            raise
+        except RemoteError as error:
+            raise self._sync_failure("\n".join([*said, str(error)])) from None
 
-    def _sync_failure(self, code: int, said: str) -> RemoteError:
+    def _sync_failure(self, said: str) -> RemoteError:
+        told = next((line for line in said.splitlines() if line.startswith(OWN)), said)
         if "No space left" in said:
-            return DeviceUnfit(f"{self.where}: the disk is full there ({last_line(said)}); free some space")
-        return self.failure(code, said)
+            return DeviceUnfit(f"{self.where}: the disk is full there ({last_line(told)}); free some space")
+        if ": remote " in told:
+            return DeviceUnfit(f"{self.where}: {last_line(told)}")
+        return self._own(told)
 
     def failure(self, code: int, said: str) -> RemoteError:
-        """By adb's messages (packages/modules/adb, client/ and adb.cpp)."""
-        last = last_line(said)
-        ours = said.lstrip().startswith(("adb:", "error:", "* ")) or "\nerror:" in said or "\nadb:" in said
-        if (not ours and code != 1) or not said.strip():
-            return CommandFailed(code, said) if code != 255 else LinkBroken(f"{self.where}: the connection broke")
+        return self._own(said) if code == 1 and said.startswith(OWN) else CommandFailed(code, said)
+
+    def _own(self, said: str) -> RemoteError:
+        """By adb's messages (packages/modules/adb: client/, transport.cpp)."""
+        first = last_line((said.splitlines() or [""])[0])
         if "unauthorized" in said:
             return Untrusted(f"{self.where}: it does not trust this computer yet; unlock it and allow USB debugging in the dialog it shows")
-        if "not found" in said and "device" in said:
-            return Unreachable(f"{self.where}: adb knows no such device ({last}); `adb devices` lists them, is USB debugging on?")
+        if "not found" in said or "no devices" in said:
+            return Unreachable(f"{self.where}: adb knows no such device; is it plugged in, with USB debugging on? `adb devices` lists them")
         if any(mark in said for mark in GONE):
-            return LinkBroken(f"{self.where}: the connection broke: {last}")
-        return Unreachable(f"{self.where}: {last}") if ours else CommandFailed(code, said)
+            return LinkBroken(f"{self.where}: the connection broke: {first}")
+        return Unreachable(f"{self.where}: {first}")

@@ -17,8 +17,8 @@ PYTHONS = (
     "python3", "python3.14", "python3.13", "python3.12", "python3.11", "python3.10",
     "/data/data/com.termux/files/usr/bin/python3", "/data/local/tmp/python/bin/python3",
 )  # fmt: skip
-VERSION = 'import sys; print("{mark}", sys.executable, *sys.version_info[:2])'
-LOOK = f'for p; do q=$(command -v "$p" 2>/dev/null) && "$q" -I -c \'{VERSION}\'; done; exit 0'
+VERSION = f'import sys; print("{MARK.strip()}", sys.executable, *sys.version_info[:2])'
+LOOK = f'for p; do q=$(command -v "$p" 2>/dev/null) && "$q" -I -c \'{VERSION}\'; done; echo {{mark}} all'
 BOOT = "import sys; exec(compile(sys.stdin.buffer.read(int(sys.argv[1])), 'agent', 'exec')); main()"
 PATIENCE = 300.0
 """Seconds a broken link may stay so, a device that starts anew among it, before what was measured is all."""
@@ -74,6 +74,8 @@ def answer(words: Iterator[Json]) -> Json:
 def connect(transport: Transport) -> Device:
     """Raises Unreachable, Untrusted, and DeviceUnfit where there is no Python that is new enough."""
     found = [line.split() for line in _look(transport) if line.startswith(MARK)]
+    if not found or found[-1][1:] != ["all"]:
+        raise LinkBroken(f"{transport.where}: it ended before it had answered")
     fit = [(words[1], (int(words[2]), int(words[3]))) for words in found if len(words) == 4]
     python = next((path for path, version in fit if version >= OLDEST), None)
     if python is None:
@@ -87,9 +89,8 @@ def connect(transport: Transport) -> Device:
 
 
 def _look(transport: Transport) -> list[str]:
-    script = LOOK.replace("{mark}", MARK.strip())
     try:
-        return list(transport.run(["sh", "-c", script, "sh", *PYTHONS], ()))
+        return list(transport.run(["sh", "-c", LOOK, "sh", *PYTHONS], ()))
     except CommandFailed as error:
         raise DeviceUnfit(f"{transport.where}: no shell that runs `sh` there: {last_line(error.stderr)}") from None
 
