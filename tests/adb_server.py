@@ -128,7 +128,7 @@ def reached(link: socket.socket, phone: Phone, service: str) -> bool:
 
 
 def shell(link: socket.socket, command: str, phone: Phone) -> None:
-    environment = {"PATH": phone.path, "HOME": "/"}
+    environment = {"PATH": phone.path, "HOME": "/", "PIP_NO_COMPILE": "1"}  # for speed
     pipe = subprocess.PIPE
     process = subprocess.Popen(["/bin/sh", "-c", command], stdin=pipe, stdout=pipe, stderr=pipe, env=environment)
     threading.Thread(target=take, args=(link, process), daemon=True).start()

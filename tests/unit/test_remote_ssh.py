@@ -36,7 +36,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """In front of PATH lies its ssh; pip finds its packages in a folder, and no network."""
     base = tmp_path_factory.mktemp("ssh")
     wheels = wheelhouse.fill(base / "wheels", "jinja2", "numpy", "tokenizers", "typer")
-    with pytest.MonkeyPatch.context() as patch, sshd.serve(base / "sshd") as served:
+    with pytest.MonkeyPatch.context() as patch, sshd.serve(base / "sshd", "SetEnv PIP_NO_COMPILE=1") as served:
         patch.setenv("PATH", f"{served.bin}:{os.environ['PATH']}")
         for name, value in {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(wheels), "PIP_CONFIG_FILE": os.devnull}.items():
             patch.setenv(name, value)

@@ -2,6 +2,7 @@
 
 import shlex
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -40,11 +41,15 @@ def profile(
     settings = run.settled(load_artifact(directory), tuple(prompt or ()), tokens, rounds, loads, threads)
     said = "edge " + shlex.join(sys.argv[1:])
     if on is not None:
+        from edgekit.remote.aihub import HubReport, as_lines
         from edgekit.remote.command import profile_elsewhere
 
-        found = profile_elsewhere(on, directory, settings, journal_path=journal, keep=keep, command=said, quiet=quiet or json)
+        there = profile_elsewhere(on, directory, settings, journal_path=journal, keep=keep, command=said, quiet=quiet or json)
         if json:
-            console.show_json(report.as_json(found))
+            console.show_json(asdict(there))
+        elif isinstance(there, HubReport):
+            head, *rows = as_lines(there)
+            console.show_table(head, rows)
         return
     found = run.profile(directory, settings, journal_path=journal, command=said, tell=console.hide if quiet else console.notice)
     if json:

@@ -9,7 +9,7 @@ import os
 import statistics
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Literal
@@ -21,7 +21,7 @@ from edgekit.remote.hub_graphs import HubGraph, Phase, graphs
 from edgekit.remote.hub_jobs import PATIENCE, Hub, connect, content
 from edgekit.resources import cache_folder
 
-FORMAT, VERSION = "edgekit-aihub-profile", 1
+VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def profile_in_hub(
     if not missing and journal is None:
         path.unlink(missing_ok=True)
     return HubReport(
-        format=FORMAT,
+        format="edgekit-aihub-profile",
         version=VERSION,
         producer=f"edgekit {__version__}",
         command=command,
@@ -117,11 +117,6 @@ def profile_in_hub(
         graphs=tuple(profiles),
         missing=tuple(missing),
     )
-
-
-def as_json(report: HubReport) -> dict[str, object]:
-    """The document of ``edge profile --on aihub:... --json``."""
-    return asdict(report)
 
 
 def as_lines(report: HubReport) -> Iterator[tuple[str, ...]]:
@@ -212,9 +207,12 @@ def _compile(hub: Hub, graph: HubGraph, artifact: Artifact) -> str:
     model = hub.once(f"upload {digest}", upload)
     did = f"compile {digest} {options}"
     name = f"edgekit {graph.name}"
-    hub.once(
-        did, lambda: str(hub.client.submit_compile_job(hub.client.get_model(model), hub.device, name, options=options, retry=False).job_id)
-    )
+
+    def submit() -> str:
+        source = hub.client.get_model(model)
+        return str(hub.client.submit_compile_job(source, hub.device, name, options=options, retry=False).job_id)
+
+    hub.once(did, submit)
     return did
 
 
@@ -257,7 +255,8 @@ def _result(hub: Hub, graph: HubGraph, did: str) -> GraphProfile:
         str(job.url),
         statistics.median(samples) if samples else told["estimated_inference_time"] / 1e6,
         samples,
-        *(_seconds(told.get(f"{kind}_load_time")) for kind in ("first", "warm")),
+        _seconds(told.get("first_load_time")),
+        _seconds(told.get("warm_load_time")),
         told.get("estimated_inference_peak_memory") or None,
         units,
     )

@@ -17,7 +17,7 @@ Phase = Literal["prompt", "token", "both"]
 
 @dataclass(frozen=True)
 class HubGraph:
-    """file: the .onnx in the artifact. name: of the graph in the compiled file. binary: that file, None where it is to be compiled. data: its
+    """file: the .onnx in the artifact. name: of the graph in the compiled file. binary: that file, None where it is to be made. data: its
     external weights; graphs that share them are linked into one binary.."""
 
     file: str

@@ -1,5 +1,5 @@
-"""Jobs in Qualcomm AI Hub through its own client (qai-hub), with what was submitted in a journal: a run that is broken off, on whichever side,
-goes on with the models and jobs that it has there."""
+"""Jobs in Qualcomm AI Hub through its own client (qai-hub), with what was submitted in a journal: a run that is broken off goes on with
+the models and jobs that it has there."""
 
 import contextlib
 import hashlib
