@@ -131,7 +131,8 @@ def shell(link: socket.socket, command: str, phone: Phone) -> None:
     environment = {"PATH": phone.path, "HOME": "/", "PIP_NO_COMPILE": "1"}  # for speed
     pipe = subprocess.PIPE
     process = subprocess.Popen(["/bin/sh", "-c", command], stdin=pipe, stdout=pipe, stderr=pipe, env=environment)
-    threading.Thread(target=take, args=(link, process), daemon=True).start()
+    taker = threading.Thread(target=take, args=(link, process), daemon=True)
+    taker.start()
     assert process.stdout is not None and process.stderr is not None
     with selectors.DefaultSelector() as waiting:
         waiting.register(process.stdout, selectors.EVENT_READ, STDOUT)
@@ -148,6 +149,8 @@ def shell(link: socket.socket, command: str, phone: Phone) -> None:
                         raise ConnectionError
                     packet(link, key.data, data)
             packet(link, EXIT, bytes([process.wait() & 255]))
+            link.shutdown(socket.SHUT_WR)
+            taker.join(30)  # closed with something unread, the link would be reset before the client has read its end
         finally:
             process.kill()
             process.wait()
@@ -159,15 +162,16 @@ def packet(link: socket.socket, kind: int, data: bytes) -> None:
 
 def take(link: socket.socket, process: "subprocess.Popen[bytes]") -> None:
     assert process.stdin is not None
-    with contextlib.suppress(OSError), process.stdin:
+    with contextlib.suppress(OSError):
         while True:
             kind, count = struct.unpack("<BI", exactly(link, 5))
             data = exactly(link, count)
-            if kind == CLOSE_STDIN:
-                return
-            if kind == STDIN:
-                process.stdin.write(data)
-                process.stdin.flush()
+            with contextlib.suppress(OSError, ValueError):  # it has ended, or closed its stdin
+                if kind == CLOSE_STDIN:
+                    process.stdin.close()
+                if kind == STDIN:
+                    process.stdin.write(data)
+                    process.stdin.flush()
 
 
 def sync(link: socket.socket, phone: Phone) -> None:

@@ -8,7 +8,7 @@ import hashlib
 import os
 import statistics
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -141,18 +141,27 @@ def _measure(hub: Hub, found: tuple[HubGraph, ...], artifact: Artifact) -> tuple
     """All jobs are submitted before the first is waited for: they run side by side there."""
     profiles: list[GraphProfile] = []
     missing: list[HubMissing] = []
-    binaries: list[Binary] = []
+    begun, binaries = [], []
+
+    def lost(group: Sequence[HubGraph], error: DeviceUnfit) -> None:
+        missing.extend(HubMissing(graph.file, graph.name, str(error)) for graph in group)
+
     for group in _groups(found):
         try:
-            binaries.append(_binary(hub, group, artifact))
+            begun.append((group, _begin(hub, group, artifact)))
         except DeviceUnfit as error:
-            missing += [HubMissing(graph.file, graph.name, str(error)) for graph in group]
+            lost(group, error)
+    for group, dids in begun:
+        try:
+            binaries.append(Binary(_linked(hub, group, dids, artifact) if dids else _uploaded(hub, group), group))
+        except DeviceUnfit as error:
+            lost(group, error)
     waiting = [(binary, graph, _submit(hub, binary, graph)) for binary in binaries for graph in binary.graphs]
     for _, graph, did in waiting:
         try:
             profiles.append(_result(hub, graph, did))
         except DeviceUnfit as error:
-            missing.append(HubMissing(graph.file, graph.name, str(error)))
+            lost([graph], error)
     if not profiles:
         raise DeviceUnfit(missing[0].reason)
     return profiles, missing
@@ -166,18 +175,22 @@ def _groups(found: tuple[HubGraph, ...]) -> list[tuple[HubGraph, ...]]:
     return [tuple(group) for group in groups.values()]
 
 
-def _binary(hub: Hub, group: tuple[HubGraph, ...], artifact: Artifact) -> Binary:
-    first = group[0].binary
-    if first is not None:
-        digest = content(first)
-        hub.tell(f"{hub.where}: uploading {first.name}")
-        return Binary(hub.once(f"upload {digest}", lambda: str(hub.client.upload_model(str(first)).model_id)), group)
-    return Binary(_link(hub, group, artifact), group)
+def _begin(hub: Hub, group: tuple[HubGraph, ...], artifact: Artifact) -> list[str]:
+    """Submits what has to be compiled; what the jobs are noted as."""
+    return [_compile(hub, graph, artifact) for graph in group if graph.binary is None]
 
 
-def _link(hub: Hub, group: tuple[HubGraph, ...], artifact: Artifact) -> str:
-    """Compiles each graph, and links them; the binary's model id."""
-    compiled = [_compile(hub, graph, artifact) for graph in group]
+def _uploaded(hub: Hub, group: tuple[HubGraph, ...]) -> str:
+    """The model id of a compiled file."""
+    binary = group[0].binary
+    assert binary is not None
+    digest = content(binary)
+    hub.tell(f"{hub.where}: uploading {binary.name}")
+    return hub.once(f"upload {digest}", lambda: str(hub.client.upload_model(str(binary)).model_id))
+
+
+def _linked(hub: Hub, group: tuple[HubGraph, ...], compiled: list[str], artifact: Artifact) -> str:
+    """Links what was compiled; the binary's model id."""
     models = [_target(hub, did, f"compile {graph.file}") for did, graph in zip(compiled, group, strict=True)]
     did = "link " + " ".join(compiled)
 
