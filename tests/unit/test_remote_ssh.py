@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import time
@@ -16,9 +17,11 @@ from command import Edge
 from edgekit.artifact import Artifact, load_artifact
 from edgekit.errors import DeviceUnfit, LinkBroken, RemoteError, Unreachable, Untrusted
 from edgekit.profile import report
+from edgekit.profile.report import Report, Settings
 from edgekit.progress import silent
-from edgekit.remote import bundle, device, run
+from edgekit.remote import bundle, command, device, run
 from edgekit.remote.address import address
+from edgekit.remote.command import profile_elsewhere
 from edgekit.remote.device import connect, upload
 from edgekit.remote.run import Wishes, profile_on
 from edgekit.remote.ssh import Ssh
@@ -96,8 +99,8 @@ def test_link_cut_while_measuring_and_a_device_that_starts_anew(server: Server, 
         if "warm load" in line and sum("warm load" in old for old in said) == 1:
             os.killpg(int(next((root(place) / "runs").glob("*/process")).read_text()), signal.SIGKILL)
 
-    document = profile_on(over_ssh(place), artifact, Wishes(QUICK, journal), tell, silent)
-    assert report.from_json(document, "test").complete
+    outcome = profile_on(over_ssh(place), artifact, Wishes(QUICK, journal), tell, silent)
+    assert report.from_json(outcome.document, "test").complete and outcome.broken is None
     assert any("going on with it" in line for line in said) and any("has vanished" in line for line in said)
     lines = [json.loads(line) for line in journal.read_text().splitlines()]
     parts = [line.get("part") for line in lines]
@@ -107,20 +110,26 @@ def test_link_cut_while_measuring_and_a_device_that_starts_anew(server: Server, 
 def test_a_link_that_stays_broken_ends_with_what_was_measured(
     server: Server, place: str, artifact: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    journal = tmp_path / "journal"
+    journal, wanted = tmp_path / "journal", Settings((8,), 2, 1, 1, None, 0.0)
 
     def tell(line: str) -> None:
-        if "cold load" in line:
+        if "warm load" in line:
             server.cutter.closed = True
             server.cutter.cut()
 
-    with pytest.raises(RemoteError, match=r"1 measurements are kept in .*the same command goes on after them") as caught:
-        profile_on(over_ssh(place), artifact, Wishes(QUICK, journal, patience=0.5), tell, silent)
-    assert isinstance(caught.value, LinkBroken | Unreachable)
-    assert [json.loads(line).get("part") for line in journal.read_text().splitlines()] == [None, "bandwidth"]
+    def measure(tell: Callable[[str], None]) -> tuple[Report, RemoteError | None]:
+        said: dict[str, Path | None] = {"journal_path": journal, "trace": None}
+        return profile_elsewhere(over_ssh(place), artifact.directory, wanted, **said, keep=True, command="c", tell=tell, progress=silent)
+
+    monkeypatch.setattr(command, "Wishes", lambda *given: Wishes(*given, patience=0.5))
+    found, broken = measure(tell)
+    assert isinstance(broken, LinkBroken | Unreachable)
+    assert re.search(r"[12] measurements are kept in .*journal; the same command goes on after them", str(broken))
+    assert not found.complete and found.bandwidth is not None and found.prefill == () and found.machine.cores >= 1
+    assert any(part.part == "length/8" and "the connection broke" in part.reason for part in found.missing)
     server.cutter.closed = False
-    document = profile_on(over_ssh(place), artifact, Wishes(QUICK, journal), lambda _: None, silent)
-    assert report.from_json(document, "test").complete
+    found, broken = measure(lambda _: None)
+    assert found.complete and broken is None
 
 
 def test_an_upload_that_is_cut_goes_on_where_it_was(server: Server, place: str, tmp_path: Path) -> None:
@@ -162,7 +171,7 @@ def test_two_at_once(place: str, artifact: Artifact) -> None:
 def test_no_keep_leaves_nothing(server: Server, artifact: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = connect(over_ssh(server.address(tmp_path / "other")))
     assert Path(found.root).is_dir()
-    request = run.Run(found, "x", (), tmp_path / "journal")
+    request = run.Run(found, "x", (), tmp_path / "journal", {})
     said = list[str]()
     run._leave(request, Wishes((), None, keep=False), said.append)
     assert not Path(found.root).exists() and said == []

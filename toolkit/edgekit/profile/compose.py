@@ -1,19 +1,19 @@
 """From what lies in the journal to the report."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import cast
+from typing import Any, cast
 
 from edgekit.profile import report
 from edgekit.profile.journal import Entry, Journal
 from edgekit.profile.machine import METHOD
-from edgekit.profile.report import Bandwidth, Decode, Load, Memory, Missing, Prefill, Settings, Subject, Text
+from edgekit.profile.report import Bandwidth, Decode, Energy, Load, Memory, Missing, Moment, Prefill, Settings, Subject, Sustained, Text
 from edgekit.profile.statistics import quantile, spread
 from edgekit.profile.subject import read_for_token
 
 
 def entries(journal: Journal, part: str) -> list[Entry]:
     """Those that hold a measurement."""
-    return [entry for entry in journal.entries if entry["part"] == part and "error" not in entry]
+    return [entry for entry in journal.entries if entry["part"] == part and not {"error", "cannot"} & entry.keys()]
 
 
 def numbers(found: Sequence[Entry], key: str) -> list[float]:
@@ -71,6 +71,30 @@ def memory(journal: Journal, settings: Settings) -> Memory:
     return Memory(runtime, loaded, peak, anonymous, device, source)
 
 
+def energy(journal: Journal) -> Energy | None:
+    found = entries(journal, "energy")
+    if not found:
+        return None
+    each = [joules / tokens for joules, tokens in zip(numbers(found, "joules"), numbers(found, "tokens"), strict=True)]
+    watts, idle = (spread(numbers(found, key)).median for key in ("watts", "idle"))
+    return Energy(str(found[0]["meter"]), str(found[0]["covers"]), spread(each), watts, idle)
+
+
+def sustained(journal: Journal) -> Sustained | None:
+    """Of the last attempt; one that was broken off counts for as far as it came."""
+    found = entries(journal, "sustained")
+    moments = [entry for entry in found if entry["attempt"] == found[-1]["attempt"]]
+    if not moments:
+        return None
+    keys = ("seconds", "rate", "clock", "temperature", "watts")
+    told = tuple(Moment(*(cast(Any, entry[key]) for key in keys)) for entry in moments)
+    end = told[-1].seconds
+    first = [moment.rate for moment in told if moment.seconds <= end / 5] or [told[0].rate]
+    last = [moment.rate for moment in told if moment.seconds > end * 4 / 5]
+    kept = spread(last).median / spread(first).median
+    return Sustained(end, int(sum(numbers(moments, "tokens"))), kept, told)
+
+
 def most(found: Sequence[Mapping[str, object]], key: str) -> int | None:
     return max((int(value) for value in numbers(found, key)), default=None)
 
@@ -79,8 +103,11 @@ def missing(journal: Journal, settings: Settings, reason: str) -> Iterator[Missi
     """What was asked for and is not there, or not as often. ``reason``: why the run ended, where an entry says nothing itself."""
     parts = {f"load/{kind}": settings.loads for kind in ("cold", "warm")}
     parts |= {f"length/{length}": settings.rounds for length in settings.prompts} | {"text": settings.rounds, "bandwidth": 1}
+    parts |= {"energy": settings.rounds} | ({"sustained/end": 1} if settings.sustained else {})
     for part, wanted in parts.items():
         there = len(entries(journal, part))
         if there < wanted:
-            said = next((str(entry["error"]) for entry in reversed(journal.entries) if entry["part"] == part and "error" in entry), reason)
-            yield Missing(part, said if not there else f"{there} of {wanted} rounds: {said}")
+            found = [entry for entry in journal.entries if entry["part"] == part]
+            cannot = next((str(entry["cannot"]) for entry in found if "cannot" in entry), None)
+            said = cannot or next((str(entry["error"]) for entry in reversed(found) if "error" in entry), reason)
+            yield Missing(part, said if not there else f"{there} of {wanted}: {said}", cannot is not None)

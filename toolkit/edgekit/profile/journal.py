@@ -3,6 +3,7 @@ a dead battery, a crash of the engine) loses at most the one it was at, and a ru
 
 import json
 import os
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,15 +16,17 @@ Entry = Mapping[str, object]
 
 @dataclass(frozen=True)
 class Journal:
-    """entries: in the order they were made, each with its ``part`` (``decode/512``) and its ``round`` (from 0)."""
+    """entries: in the order they were made, each with its ``part`` (``length/512``). One that has no figures says why: "error" where
+    it failed, "cannot" where this machine or engine has no means for it."""
 
     path: Path
     began: str
     entries: tuple[Entry, ...]
 
     def done(self, part: str) -> int:
-        """How many rounds of ``part`` there are."""
-        return sum(entry["part"] == part for entry in self.entries)
+        """How many rounds of ``part`` there are; as many as anyone asks for where it cannot be measured here."""
+        found = [entry for entry in self.entries if entry["part"] == part and "error" not in entry]
+        return sys.maxsize if any("cannot" in entry for entry in found) else len(found)
 
 
 def start(path: Path, subject: Mapping[str, object], began: str) -> Journal:

@@ -14,6 +14,7 @@ from edgekit.resources import read_text
 FORMAT: Literal["edgekit-profile"] = "edgekit-profile"
 VERSION = 1
 Kind = Literal["cold", "warm"]
+Phase = Literal["prefill", "decode"]
 
 
 @dataclass(frozen=True)
@@ -185,7 +186,7 @@ class Operator:
     """A kind of operator in the trace. share: of the time of all operators."""
 
     kind: str
-    phase: Literal["prefill", "decode"]
+    phase: Phase
     count: int
     seconds: float
     share: float
@@ -193,15 +194,17 @@ class Operator:
 
 @dataclass(frozen=True)
 class Missing:
-    """A measurement that was not made, or not as often as asked, and why."""
+    """A measurement that was not made, or not as often as asked, and why. cannot: this machine or engine has no means for it; else it
+    failed or was broken off."""
 
     part: str
     reason: str
+    cannot: bool
 
 
 @dataclass(frozen=True)
 class Report:
-    """See docs/profile.md. began: UTC. complete: nothing was broken off. missing: with reasons, also what this machine cannot tell."""
+    """See docs/profile.md. began: UTC. complete: nothing failed or was broken off. missing: also what this machine cannot tell."""
 
     format: Literal["edgekit-profile"]
     version: int

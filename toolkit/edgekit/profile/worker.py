@@ -4,8 +4,9 @@ Only ``session.forward`` runs between the two readings of the clock that a figur
 (tokenizing, sampling, text) is timed apart.
 """
 
+import itertools
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -17,6 +18,8 @@ from edgekit.artifact import load_artifact
 from edgekit.engines.observing import observer
 from edgekit.errors import EdgekitError
 from edgekit.profile import files, journal, machine, memory
+from edgekit.profile.energy import Meter
+from edgekit.profile.energy import find as find_meter
 from edgekit.profile.subject import weight_files
 from edgekit.runtime import Runtime, load
 from edgekit.runtime.sampling import GREEDY, Sampler, Sampling
@@ -28,6 +31,9 @@ PARAGRAPH = (
 DRAWS = 20
 """Of each sampler, in each round."""
 WARM = Sampling(temperature=0.8, top_p=0.95, seed=0)
+SPAN = 256
+READ, MOMENT, MOMENTS = 0.1, 1.0, 240
+"""Seconds between two readings of a meter; least seconds between two moments of a sustained run, and the most moments."""
 Words = tuple[str, tuple[int, ...]]
 
 
@@ -134,7 +140,7 @@ def _rounds(request: child.Json) -> child.Json:
         steps = rng.integers(0, runtime.manifest.tokens.vocab_size, cast(int, request["tokens"])).tolist()
         broken = {length: str(error) for length in lengths if (error := _warm_up(runtime, prompts[length], steps)) is not None}
         for length, reason in broken.items():
-            journal.append(path, {"part": f"length/{length}", "round": -1, "error": reason})
+            journal.append(path, {"part": f"length/{length}", "error": reason})
         for number in range(rounds):
             for length in lengths:
                 if length not in broken and number >= done.done(f"length/{length}"):
@@ -142,7 +148,100 @@ def _rounds(request: child.Json) -> child.Json:
                     journal.append(path, {"part": f"length/{length}", "round": number, **found.__dict__, **held, **_held(runtime)})
             if number >= done.done("text"):
                 journal.append(path, {"part": "text", "round": number, **text(runtime, prompts[lengths[0]])})
+        _power(runtime, prompts[lengths[0]], steps, request, done)
     return {}
+
+
+def _power(runtime: Runtime, prompt: Words, steps: Sequence[int], request: child.Json, done: journal.Journal) -> None:
+    """Energy and a sustained run, where there is a meter and where it was asked for."""
+    rounds, seconds = cast(int, request["rounds"]), cast(float, request["sustained"])
+    meter, reason = find_meter(graphics=not observer(runtime.manifest.engine.name).host_memory(runtime.manifest))
+    if meter is None and not done.done("energy"):
+        journal.append(done.path, {"part": "energy", "cannot": reason})
+    elif meter is not None:
+        for number in range(done.done("energy"), rounds):
+            journal.append(done.path, {"part": "energy", "round": number, **energy(runtime, prompt, steps, meter)})
+    if seconds and not done.done("sustained/end"):
+        # A run that was broken off cannot go on: the device has cooled. What it told stays beside the new one.
+        attempt = 1 + max((cast(int, entry["attempt"]) for entry in done.entries if entry["part"] == "sustained"), default=-1)
+        sustain(
+            runtime,
+            prompt,
+            steps,
+            seconds,
+            meter,
+            lambda moment: journal.append(done.path, {"part": "sustained", "attempt": attempt, **moment}),
+        )
+        journal.append(done.path, {"part": "sustained/end", "round": 0})
+    if meter is not None:
+        meter.close()
+
+
+def endlessly(runtime: Runtime, prompt: Words, tokens: Sequence[int]) -> Iterator[float]:
+    """Seconds of one decoded token after the other, for as long as one likes. Where the context is full, or after as many tokens as
+    SPAN, the sequence begins again from the prompt, so that the depth stays much the same."""
+    session, ids = runtime.session, prompt[1]
+    session.rewind(0)
+    session.forward(ids)
+    end = min(session.context, len(ids) + SPAN)
+    for token in itertools.cycle(tokens):
+        if session.position == end:
+            session.rewind(len(ids))
+        began = time.perf_counter()
+        session.forward((token,))
+        yield time.perf_counter() - began
+
+
+def energy(runtime: Runtime, prompt: Words, tokens: Sequence[int], meter: Meter) -> child.Json:
+    """Joules of decoding for as long as the meter needs to tell, and watts of doing nothing before."""
+    began, first = time.perf_counter(), meter.joules()
+    while (idle := time.perf_counter() - began) < meter.window:
+        time.sleep(READ)
+        meter.joules()
+    resting = (meter.joules() - first) / idle
+    steps = endlessly(runtime, prompt, tokens)
+    next(steps)
+    began = last = time.perf_counter()
+    first, count = meter.joules(), 0
+    while (now := time.perf_counter()) - began < meter.window:
+        next(steps)
+        count += 1
+        if now - last >= READ:
+            meter.joules()
+            last = now
+    used, seconds = meter.joules() - first, time.perf_counter() - began
+    found: child.Json = {"meter": meter.name, "covers": meter.covers, "idle": resting}
+    return found | {"joules": used, "watts": used / seconds, "tokens": count}
+
+
+def sustain(
+    runtime: Runtime, prompt: Words, tokens: Sequence[int], seconds: float, meter: Meter | None, tell: Callable[[child.Json], None]
+) -> None:
+    """Decodes without a pause and tells every moment of it: how fast, how hot, at what clock and power. What looking takes is no part of
+    the engine's time."""
+    pause = max(MOMENT, seconds / MOMENTS)
+    steps = endlessly(runtime, prompt, tokens)
+    next(steps)
+    began = last = time.perf_counter()
+    joules = meter.joules() if meter is not None else 0.0
+    while last - began < seconds:
+        spent, count = 0.0, 0
+        while time.perf_counter() - last < pause:
+            spent += next(steps)
+            count += 1
+        now, used = time.perf_counter(), meter.joules() if meter is not None else None
+        watts = None if used is None else (used - joules) / (now - last)
+        tell(
+            {
+                "seconds": now - began,
+                "rate": count / spent,
+                "clock": machine.clock(),
+                "temperature": machine.temperature(),
+                "watts": watts,
+                "tokens": count,
+            }
+        )
+        last, joules = now, used or 0.0
 
 
 def _warm_up(runtime: Runtime, prompt: Words, steps: Sequence[int]) -> EdgekitError | None:

@@ -267,6 +267,14 @@ def follow(root: Path, request: Json, data: BinaryIO) -> Json:
         time.sleep(0.2)
 
 
+def call(root: Path, request: Json, data: BinaryIO) -> Json:
+    """A short command; what it prints."""
+    done = subprocess.run(request["command"], stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    if done.returncode:
+        raise Refused("failed", (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1])
+    return {"out": done.stdout}
+
+
 def read(root: Path, request: Json, data: BinaryIO) -> Json:
     """A file, in pieces."""
     with Path(request["path"]).open("rb") as file:
@@ -307,7 +315,7 @@ def forget(root: Path, request: Json, data: BinaryIO) -> Json:
 
 
 VERBS: dict[str, Callable[[Path, Json, BinaryIO], Json]] = {
-    call.__name__: call for call in (probe, tags, have, receive, join, place, install, start, follow, read, stop, forget)
+    call.__name__: call for call in (probe, tags, have, receive, join, place, install, start, follow, call, read, stop, forget)
 }
 
 

@@ -3,13 +3,16 @@
 from dataclasses import replace
 from pathlib import Path
 
-from edgekit import console
 from edgekit.artifact import load_artifact
-from edgekit.profile import report
-from edgekit.profile.report import Report, Settings
-from edgekit.remote.address import HubDevice, address
-from edgekit.remote.aihub import HubReport, profile_in_hub
-from edgekit.remote.run import Wishes, profile_on
+from edgekit.errors import RemoteError
+from edgekit.profile import journal, report
+from edgekit.profile.report import Machine, Report, Settings
+from edgekit.profile.run import composed, settled
+from edgekit.profile.subject import subject
+from edgekit.progress import Progress
+from edgekit.records import parse
+from edgekit.remote.run import Outcome, Tell, Wishes, profile_on
+from edgekit.remote.transport import Transport
 
 
 def arguments(settings: Settings) -> tuple[str, ...]:
@@ -17,22 +20,36 @@ def arguments(settings: Settings) -> tuple[str, ...]:
     prompts = [part for length in settings.prompts for part in ("--prompt", str(length))]
     counts = ["--tokens", str(settings.tokens), "--rounds", str(settings.rounds), "--loads", str(settings.loads)]
     threads = ["--threads", str(settings.threads)] if settings.threads is not None else []
-    return (*prompts, *counts, *threads)
+    return (*prompts, *counts, *threads, "--sustained", str(settings.sustained))
 
 
 def profile_elsewhere(
-    on: str, directory: Path, settings: Settings, *, journal_path: Path | None, keep: bool, command: str, quiet: bool
-) -> Report | HubReport:
-    """The report of a device elsewhere; of AI Hub's another, and the settings do not apply there: it runs each graph as often as it does.
+    place: Transport,
+    directory: Path,
+    wanted: Settings,
+    *,
+    journal_path: Path | None,
+    trace: Path | None,
+    keep: bool,
+    command: str,
+    tell: Tell,
+    progress: Progress,
+) -> tuple[Report, RemoteError | None]:
+    """The report of a device elsewhere; of what was measured where the link stayed broken, and the error.
 
-    Raises UsageError, RemoteError, EngineMissing, and what ``edge profile`` raises there.
+    Raises UsageError, RemoteError where nothing was measured, EngineMissing, and what ``edge profile`` raises there.
     """
-    place = address(on)
     artifact = load_artifact(directory)
-    tell = console.hide if quiet else console.notice
-    if isinstance(place, HubDevice):
-        return profile_in_hub(place.name, place.os, artifact, journal_path, command, tell)
-    with console.progress(quiet=quiet) as progress:
-        document = profile_on(place, artifact, Wishes(arguments(settings), journal_path, keep), tell, progress)
-    found = report.from_json(document, place.where)
-    return replace(found, command=command, subject=replace(found.subject, directory=str(directory)))
+    settings = settled(artifact, wanted)
+    outcome = profile_on(place, artifact, Wishes(arguments(settings), journal_path, trace, keep), tell, progress)
+    if outcome.document is not None:
+        found = report.from_json(outcome.document, place.where)
+        return replace(found, command=command, subject=replace(found.subject, directory=str(directory))), None
+    return _so_far(outcome, directory, settings, command), outcome.broken
+
+
+def _so_far(outcome: Outcome, directory: Path, settings: Settings, command: str) -> Report:
+    """Of the journal, which is here."""
+    artifact = load_artifact(directory)
+    machine = parse(Machine, outcome.machine, unknown="ignore")
+    return composed(artifact, settings, subject(artifact), journal.load(outcome.journal), machine, command, str(outcome.broken))

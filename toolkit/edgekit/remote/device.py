@@ -18,7 +18,7 @@ PYTHONS = (
     "/data/data/com.termux/files/usr/bin/python3", "/data/local/tmp/python/bin/python3",
 )  # fmt: skip
 VERSION = f'import sys; print("{MARK.strip()}", sys.executable, *sys.version_info[:2])'
-LOOK = f'for p; do q=$(command -v "$p" 2>/dev/null) && "$q" -I -c \'{VERSION}\'; done; echo {{mark}} all'
+LOOK = f'for p; do q=$(command -v "$p" 2>/dev/null) && "$q" -I -c \'{VERSION}\'; done; echo {MARK.strip()} all'
 BOOT = "import sys; exec(compile(sys.stdin.buffer.read(int(sys.argv[1])), 'agent', 'exec')); main()"
 PATIENCE = 300.0
 """Seconds a broken link may stay so, a device that starts anew among it, before what was measured is all."""

@@ -16,7 +16,7 @@ from typing import cast
 
 from edgekit import errors
 from edgekit.artifact import MANIFEST, Artifact
-from edgekit.errors import DeviceUnfit, EdgekitError, LinkBroken, OutputError
+from edgekit.errors import DeviceUnfit, EdgekitError, OutputError, RemoteError
 from edgekit.progress import Progress
 from edgekit.remote import bundle as packing
 from edgekit.remote.device import PATIENCE, Device, connect, patiently, upload
@@ -24,6 +24,10 @@ from edgekit.remote.transport import Blob, Json, Transport, last_line
 from edgekit.resources import cache_folder
 
 START = "import sys; sys.path.insert(0, sys.argv.pop(1)); from edgekit.cli import main; main()"
+DESCRIBE = (
+    "import sys; sys.path.insert(0, sys.argv.pop(1)); import json; from dataclasses import asdict; "
+    "from edgekit.profile.machine import describe; print(json.dumps(asdict(describe(sys.argv[1:]))))"
+)
 BEGINNINGS = 3
 """Times that a run which vanished is begun again without having measured anything in between."""
 Tell = Callable[[str], None]
@@ -31,47 +35,74 @@ Tell = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Wishes:
-    """arguments: of ``edge profile`` there, beside the artifact and its journal. keep: the copy of artifact and runtime stays for the next
-    time. patience: seconds that a broken link may take."""
+    """arguments: of ``edge profile`` there, beside the artifact, its journal and trace. trace: where that is brought. keep: the copy of
+    artifact and runtime stays for the next time. patience: seconds that a broken link may take."""
 
     arguments: tuple[str, ...]
     journal: Path | None
+    trace: Path | None = None
     keep: bool = True
     patience: float = PATIENCE
 
 
 @dataclass(frozen=True)
 class Run:
-    """name: of its folder there; equal for an equal request, so that one which was cut off is found again. journal: here."""
+    """name: of its folder there; equal for an equal request, so that one which was cut off is found again. journal: here. machine: what the
+    runtime there says of it."""
 
     device: Device
     name: str
     command: tuple[str, ...]
     journal: Path
+    machine: Json
 
 
-def profile_on(transport: Transport, artifact: Artifact, wishes: Wishes, tell: Tell, progress: Progress) -> Json:
-    """The document of ``edge profile --json`` there. ``tell`` gets what is going on, a line at a time.
+@dataclass(frozen=True)
+class Outcome:
+    """document: of ``edge profile --json`` there. broken: why there is none; the journal holds what was measured until then."""
 
-    Raises RemoteError, with where the measurements so far are kept; EngineMissing where the device has no packages; what ``edge profile``
-    there raised.
+    document: Json | None
+    broken: RemoteError | None
+    machine: Json
+    journal: Path
+
+
+def profile_on(transport: Transport, artifact: Artifact, wishes: Wishes, tell: Tell, progress: Progress) -> Outcome:
+    """``tell`` gets what is going on, a line at a time.
+
+    Raises RemoteError before anything is measured; EngineMissing where the device has no packages; what ``edge profile`` there raised.
     """
     device = connect(transport)
     tell(f"{device.where}: Python {device.version}, {device.system} {device.machine}")
     run = _prepare(device, artifact, wishes, tell, progress)
     try:
-        code = _measure(run, wishes, tell)
-        with tempfile.TemporaryDirectory(prefix="edgekit-remote-") as folder:
-            out, err = (_file(run, name, Path(folder), wishes, tell) for name in ("out", "err"))
-        document = _understand(device, code, out, err)
-    except (LinkBroken, errors.Unreachable) as error:
-        raise type(error)(f"{error}; {_kept(run)}") from None
+        document = _bring(run, wishes, tell)
     except (KeyboardInterrupt, SystemExit):
         device.answer({"verb": "stop", "name": run.name})
         raise
+    except RemoteError as error:
+        if not _lines(run.journal):
+            raise
+        kept = f"{_lines(run.journal)} measurements are kept in {run.journal}; the same command goes on after them"
+        return Outcome(None, type(error)(f"{error}; {kept}"), run.machine, run.journal)
     _leave(run, wishes, tell)
     if wishes.journal is None:
         run.journal.unlink(missing_ok=True)
+    return Outcome(document, None, run.machine, run.journal)
+
+
+def _bring(run: Run, wishes: Wishes, tell: Tell) -> Json:
+    """Measures, and fetches what came out."""
+    code = _measure(run, wishes, tell)
+    with tempfile.TemporaryDirectory(prefix="edgekit-remote-") as folder:
+        out, err = (_file(run, name, Path(folder), wishes, tell) for name in ("out", "err"))
+        document = _understand(run.device, code, out, err)
+        if wishes.trace is not None:
+            data = _file(run, "trace", Path(folder), wishes, tell)
+            try:
+                wishes.trace.write_bytes(data)
+            except OSError as error:
+                raise OutputError(f"{wishes.trace} cannot be written: {error.strerror or error}; give --trace a place that can") from None
     return document
 
 
@@ -89,11 +120,15 @@ def _prepare(device: Device, artifact: Artifact, wishes: Wishes, tell: Tell, pro
     name = files[MANIFEST].digest[:16]
     digests = {name: blob.digest for name, blob in files.items()}
     place = str(_patient(device, {"verb": "place", "name": name, "files": digests}, tell, wishes)["path"])
-    key = hashlib.sha256(json.dumps([name, held.name, wishes.arguments]).encode()).hexdigest()[:16]
-    alone = () if held.there else ("-S",)
-    arguments = ("profile", place, "--json", "--journal", f"{device.root}/runs/{key}/journal", *wishes.arguments)
-    journal = wishes.journal or _journals() / f"{key}.jsonl"
-    return Run(device, key, (device.python, "-I", *alone, "-c", START, f"{runtime}/packages", *arguments), journal)
+    traced = wishes.trace is not None
+    key = hashlib.sha256(json.dumps([name, held.name, wishes.arguments, traced]).encode()).hexdigest()[:16]
+    folder = f"{device.root}/runs/{key}"
+    trace = ("--trace", f"{folder}/trace") if traced else ()
+    python = (device.python, "-I", *(() if held.there else ("-S",)), "-c")
+    arguments = ("profile", place, "--json", "--journal", f"{folder}/journal", *trace, *wishes.arguments)
+    describe = [*python, DESCRIBE, f"{runtime}/packages", *artifact.manifest.engine.requires]
+    machine = json.loads(str(_patient(device, {"verb": "call", "command": describe}, tell, wishes)["out"]))
+    return Run(device, key, (*python, START, f"{runtime}/packages", *arguments), wishes.journal or _journals() / f"{key}.jsonl", machine)
 
 
 def _patient(device: Device, request: Json, tell: Tell, wishes: Wishes) -> Json:
@@ -129,7 +164,7 @@ def _measure(run: Run, wishes: Wishes, tell: Tell) -> int:
         if vanished == BEGINNINGS:
             raise DeviceUnfit(
                 f"{run.device.where}: the measuring ended there {BEGINNINGS} times without a word, as when the device starts anew or its "
-                f"memory runs out; {_kept(run)}"
+                "memory runs out"
             )
         tell(f"{run.device.where}: the run has vanished, as when the device starts anew; going on after {_lines(run.journal)} measurements")
 
@@ -169,10 +204,6 @@ def _lines(path: Path) -> int:
     return max(0, path.read_bytes().count(b"\n") - 1) if path.exists() else 0
 
 
-def _kept(run: Run) -> str:
-    return f"{_lines(run.journal)} measurements are kept in {run.journal}; the same command goes on after them"
-
-
 def _file(run: Run, name: str, folder: Path, wishes: Wishes, tell: Tell) -> bytes:
     source, target = f"{run.device.root}/runs/{run.name}/{name}", folder / name
     patiently(lambda: run.device.transport.fetch(run.device.ask, source, target), lambda: 0, tell, wishes.patience)
@@ -186,8 +217,8 @@ def _understand(device: Device, code: int, out: bytes, err: bytes) -> Json:
     except ValueError:
         said = last_line(err.decode(errors="replace"))
         raise DeviceUnfit(f"{device.where}: edge profile ended there with exit code {code}: {said}") from None
-    if code:
-        told = cast("dict[str, str]", document.get("error") or {"kind": "EngineError", "message": last_line(err.decode(errors="replace"))})
+    if "error" in document:
+        told = cast("dict[str, str]", document["error"])
         kind = getattr(errors, told["kind"], errors.EngineError)
         raise cast("type[EdgekitError]", kind)(f"{device.where}: {told['message']}")
     return document

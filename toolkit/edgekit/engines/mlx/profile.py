@@ -1,6 +1,12 @@
 """What the profiler asks of MLX."""
 
+from collections.abc import Callable
+from pathlib import Path
+
 from edgekit.artifact import Manifest
+from edgekit.engines.observing import Operation
+from edgekit.errors import EngineError
+from edgekit.runtime.session import Session
 
 
 def host_memory(manifest: Manifest) -> bool:
@@ -22,3 +28,10 @@ def device_memory() -> tuple[int, str] | None:
     import mlx.core as mx
 
     return int(mx.get_peak_memory()), "mlx.core.get_peak_memory"
+
+
+def trace(directory: Path, manifest: Manifest, threads: int | None, work: Callable[[Session], None]) -> list[Operation]:
+    """See ``Observer``. MLX has no counters of its own; its kernels show in Xcode."""
+    raise EngineError(
+        "MLX does not tell what its operators take; record the GPU with Xcode's Instruments (Metal System Trace) while `edge run` decodes"
+    )
