@@ -40,7 +40,7 @@ def way(tmp_path: Path) -> Adb:
 
 def test_profile_over_adb(phone: Phone, tmp_path: Path, edge: Edge, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the link cut while it measures."""
-    wheels = wheelhouse.fill(tmp_path / "wheels", "jinja2", "numpy", "tokenizers", "typer")
+    wheels = wheelhouse.fill(tmp_path / "wheels", *wheelhouse.RUNTIME)
     for name, value in {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(wheels), "PIP_CONFIG_FILE": os.devnull}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(addresses, "ANDROID", str(tmp_path / "phone"))

@@ -10,7 +10,7 @@ from edgekit.remote.transport import Transport
 
 FORMS = "ssh://[user@]host[:port][/folder], adb:SERIAL, aihub:DEVICE"
 SSH = re.compile(
-    r"ssh://(?:(?P<user>[^/]*)@)?(?:\[(?P<six>[0-9A-Fa-f:.%]+)\]|(?P<host>[A-Za-z0-9_][A-Za-z0-9_.-]*))(?::(?P<port>\d{1,5}))?(?P<folder>/[^\0-\x1f]*)?"
+    r"ssh://(?:(?P<user>[^/]*)@)?(?:\[(?P<six>[0-9A-Fa-f:.]+(?:%[A-Za-z0-9]+)?)\]|(?P<host>[A-Za-z0-9_][A-Za-z0-9_.-]*))(?::(?P<port>\d{1,5}))?(?P<folder>/[^\0-\x1f]*)?"
 )
 USER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@-]*")
 SERIAL = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:-]*")

@@ -202,18 +202,20 @@ def _choose(
     fits = [f"--platform={name}" for name in platform.platforms] + [f"--abi={name}" for name in (*platform.abis, "none")]
     options = [f"--implementation={platform.implementation}", f"--python-version={platform.markers['python_version']}", *fits]
     options += ["--only-binary=:all:", f"--find-links={folder / 'there'}", "--dest", str(folder)]
-    wanted = [str(need) for need in needed]
+    wanted, what = [str(need) for need in needed], f"packages for {platform.name}"
+    if platform.bare:
+        what += " (nobody publishes compiled ones: install them there, Termux: pkg install python-numpy python-onnxruntime)"
     for _ in range(DEEP):
         for old in folder.glob("*.whl"):
             old.unlink()
         try:
-            _pip([*options, "-c", str(same), *wanted], f"packages for {platform.name}")
+            _pip([*options, "-c", str(same), *wanted], what)
         except EngineMissing as error:
             if same.stat().st_size == 0:
                 raise
             heard(f"not all versions of this machine exist for {platform.name}: others are taken there ({error})")
             same.write_text("".join(f"{name}=={version}\n" for name, version in sorted(there.items())), encoding="utf-8")
-            _pip([*options, "-c", str(same), *wanted], f"packages for {platform.name}")
+            _pip([*options, "-c", str(same), *wanted], what)
         missing = _missing(needed, platform, folder)
         if not missing:
             break
@@ -240,7 +242,7 @@ def _pip(arguments: Sequence[str], what: str) -> None:
     if not done.returncode:
         return
     errors = [line for line in done.stderr.splitlines() if "ERROR" in line or "No module named pip" in line]
-    said = last_line("\n".join(errors) or done.stderr)
+    said = last_line(errors[0] if errors else done.stderr).removeprefix("ERROR: ")
     if any(mark in done.stderr for mark in ("No matching distribution", "ResolutionImpossible", "Could not find a version")):
         raise EngineMissing(f"no {what}: {said}")
     raise DeviceUnfit(f"pip here could not get {what}: {said}; it has to work on this side once: python -m pip --version")
