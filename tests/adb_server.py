@@ -13,6 +13,7 @@ import socket
 import stat
 import struct
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -20,6 +21,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 MISSING = None if shutil.which("adb") else "no adb here (Debian: make system-tools)"
+if sys.platform != "linux":
+    MISSING = "the device that it plays is Linux"
 VERSION = 41
 STDIN, STDOUT, STDERR, EXIT, CLOSE_STDIN = range(5)
 

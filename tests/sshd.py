@@ -9,6 +9,7 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -18,6 +19,8 @@ from pathlib import Path
 SSHD = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
 MISSING = next((f"no {name} here (Debian: make system-tools)" for name in ("ssh", "ssh-keygen") if shutil.which(name) is None), None)
 MISSING = MISSING or ("no sshd here (Debian: make system-tools)" if SSHD is None else None)
+if sys.platform != "linux":
+    MISSING = "a server is only started on Linux"
 
 
 @dataclass

@@ -11,7 +11,6 @@ print others): ``alive`` now and then, ``error`` or ``done`` as the last. Below 
 import base64
 import contextlib
 import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -218,6 +217,8 @@ def start(root: Path, request: Json, data: BinaryIO) -> Json:
 
 def _lock(path: Path) -> int | None:
     """Held by this process and those it forks until the last ends; None where another has it."""
+    import fcntl  # Windows, where this module is read for MARK, has none
+
     held = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     try:
         fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -5,6 +5,7 @@ on while the link is broken, and after a new start of the device it is begun aga
 """
 
 import base64
+import contextlib
 import hashlib
 import json
 import os
@@ -78,7 +79,8 @@ def profile_on(transport: Transport, artifact: Artifact, wishes: Wishes, tell: T
     try:
         document = _bring(run, wishes, tell)
     except (KeyboardInterrupt, SystemExit):
-        device.answer({"verb": "stop", "name": run.name})
+        with contextlib.suppress(RemoteError):
+            device.answer({"verb": "stop", "name": run.name})
         raise
     except RemoteError as error:
         if not _lines(run.journal):
@@ -213,14 +215,18 @@ def _file(run: Run, name: str, folder: Path, wishes: Wishes, tell: Tell) -> byte
 def _understand(device: Device, code: int, out: bytes, err: bytes) -> Json:
     """What ``edge profile`` there printed, or the error it ended with."""
     try:
-        document = cast(Json, json.loads(out))
+        document = json.loads(out)
+        if not isinstance(document, dict):
+            raise ValueError
     except ValueError:
         said = last_line(err.decode(errors="replace"))
         raise DeviceUnfit(f"{device.where}: edge profile ended there with exit code {code}: {said}") from None
     if "error" in document:
-        told = cast("dict[str, str]", document["error"])
-        kind = getattr(errors, told["kind"], errors.EngineError)
-        raise cast("type[EdgekitError]", kind)(f"{device.where}: {told['message']}")
+        told = document["error"] if isinstance(document["error"], dict) else {}
+        kind = getattr(errors, str(told.get("kind")), None)
+        if not (isinstance(kind, type) and issubclass(kind, EdgekitError)):
+            kind = errors.EngineError
+        raise kind(f"{device.where}: {last_line(str(told.get('message', '')))}")
     return document
 
 
