@@ -36,6 +36,7 @@ ROOT = Path(__file__).resolve().parent.parent
 LENGTHS, STEPS, REPEATS = (64, 256), 16, 2
 THREADS = int(os.environ.get("BENCH_THREADS", "1"))
 PAIRS = 20
+FOREMOST = -10
 SHOWN = ("numpy", "onnxruntime", "onnxruntime-genai", "openvino", "openvino-genai")
 MODEL: dict[str, object] = {
     "vocab_size": 32064,
@@ -145,8 +146,8 @@ def genai_script(directory: Path, script: Path, scratch: Path) -> Rates:
     found: Rates = {}
     for length in LENGTHS:
         command = [sys.executable, str(script), "-i", str(copy), "-l", str(length), "-g", str(STEPS), "-r", str(REPEATS), "-w", "1"]
-        words = [*command, "-k", "1", "--use_random_tokens", "-o", str(scratch / "genai.csv")]
-        said = subprocess.run(words, check=True, capture_output=True, text=True).stdout
+        words = [*command, "-k", "1", "--use_random_tokens", "--chat_template", "{input}", "-o", str(scratch / "genai.csv")]
+        said = subprocess.run(words, check=True, capture_output=True, text=True, preexec_fn=ahead).stdout
         rates = dict(re.findall(r"Average (Prompt Processing|Token Generation) Throughput \(per token\): ([\d.]+) tps", said))
         found[str(length)] = {"prefill": float(rates["Prompt Processing"]), "decode": float(rates["Token Generation"])}
     return found
@@ -166,8 +167,9 @@ def openvino_genai(directory: Path) -> Rates:
     found = {}
     for length in LENGTHS:
         runs = []
-        for _ in range(1 + REPEATS):
-            given = np.array([ids(MODEL["vocab_size"])[:length]], np.int64)
+        for turn in range(1 + REPEATS):
+            # Another beginning each time: the pipeline keeps what an earlier prompt left.
+            given = np.array([np.roll(ids(MODEL["vocab_size"]), turn + 1)[:length]], np.int64)
             said = pipeline.generate(ov.TokenizedInputs(openvino.Tensor(given), openvino.Tensor(np.ones_like(given))), config).perf_metrics
             runs.append({"prefill": 1e3 * length / said.get_ttft().mean, "decode": 1e3 / said.get_tpot().mean})
         found[str(length)] = middle(runs)
@@ -240,9 +242,19 @@ def middle(runs: list[dict[str, float]]) -> dict[str, float]:
 ROUTES = {"profile": profiled, "definition": by_definition, "genai": genai, "openvino_genai": openvino_genai, "cost": cost}
 
 
+def ahead() -> None:
+    """As bench/plan.py: what is timed goes first on a machine that others use as well."""
+    group = Path("/proc/self/autogroup")
+    os.setsid()
+    if os.geteuid() == 0 and group.exists():
+        group.write_text(str(FOREMOST), encoding="ascii")
+        os.nice(FOREMOST)
+
+
 def one(route: str, directory: Path) -> dict[str, Any]:
-    """In a new process; a route that fails ends the bench."""
-    done = subprocess.run([sys.executable, __file__, "--one", route, str(directory)], check=True, capture_output=True, text=True)
+    """In a new process, ahead of other users' where the system lets it; a route that fails ends the bench."""
+    command = [sys.executable, __file__, "--one", route, str(directory)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, preexec_fn=ahead)
     found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
     return found
 

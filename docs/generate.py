@@ -26,6 +26,7 @@ import typer  # noqa: E402
 import edgekit  # noqa: E402
 from edgekit import cli, errors, listing  # noqa: E402
 from edgekit.catalog import catalogue  # noqa: E402
+from edgekit.device import devices  # noqa: E402
 from edgekit.profile import figures, report  # noqa: E402
 from edgekit.quant.scheme import SCHEMES  # noqa: E402
 from edgekit.target import targets  # noqa: E402
@@ -38,6 +39,7 @@ PAGES = (
     "docs/performance.md",
     "docs/profile.md",
     "docs/profile.schema.json",
+    "docs/plan.md",
     "docs/security.md",
     "toolkit/edgekit/tiny_phi/README.md",
 )
@@ -51,6 +53,10 @@ def table(head: list[str], rows: list[list[str]]) -> str:
 
 def target_table() -> str:
     return table(*listing.target_table(targets()))
+
+
+def device_table() -> str:
+    return table(*listing.device_table(devices()))
 
 
 def model_table() -> str:
@@ -133,6 +139,32 @@ def decode_table() -> str:
     if result is None:
         return "Not measured yet: `python bench/decode.py`."
     return "\n\n".join([table(result["table"]["head"], result["table"]["rows"]), *result["table"]["notes"]])
+
+
+def plan_table() -> str:
+    result = load("bench/results/plan.json")
+    if result is None:
+        return "Not measured yet: `python bench/plan.py --scratch DIR`."
+    rows = []
+    for row in result["rows"]:
+        at, megabytes = row["at"], f"{row['artifact'] / 1e6:,.1f}"
+        cells = [row["model"], row["target"], f"{megabytes} ({apart(at['64']['predicted']['artifact'], row['artifact'])})"]
+        for prompt in at.values():
+            cells.append(f"{prompt['peak'] / 1e6:,.0f} ({apart(prompt['predicted']['peak'], prompt['peak'])})")
+        for prompt in at.values():
+            low, high = (prompt["predicted"]["decode"][end] for end in ("low", "high"))
+            inside = "" if low <= prompt["decode"] <= high else ", outside"
+            cells.append(f"{prompt['decode']:.3g} ({low:.3g} to {high:.3g}{inside})")
+        rows.append([*cells, f"{row['bandwidth'] / 1e9:.0f}", f"{row['load_average']:.0f}"])
+    head = ["model", "target", "files MB (plan)", "peak MB at 64 (plan)", "at 1,024", "decode tok/s at 64 (plan)", "at 1,024"]
+    machine = f"{result['machine']['processor']}, {result['machine']['cores']} cores, {result['machine']['memory_gb']:.0f} GB"
+    versions = ", ".join(f"{name} {value}" for name, value in sorted(result["versions"].items()))
+    said = f"Compute {result['limits']['compute'] / 1e9:.0f} GFLOP/s. `{result['command']}`; {result['date']}; {machine}; {versions}."
+    return "\n\n".join([table([*head, "bandwidth GB/s", "load average"], rows), said])
+
+
+def apart(predicted: float, measured: float) -> str:
+    return f"{100 * (predicted / measured - 1):+.1f} %"
 
 
 def session_table() -> str:
@@ -230,12 +262,12 @@ def profile_schema() -> str:
 
 def records(record: Any, found: list[Any]) -> list[Any]:
     """The dataclass and those that its fields hold, each once, in the order they are met."""
-    if record not in found:
+    if dataclasses.is_dataclass(record) and record not in found:
         found.append(record)
         for hint in typing.get_type_hints(record).values():
-            for part in (hint, *typing.get_args(hint)):
-                if dataclasses.is_dataclass(part):
-                    records(part, found)
+            records(hint, found)
+    for part in typing.get_args(record):
+        records(part, found)
     return found
 
 
@@ -364,6 +396,8 @@ GENERATED = {
     "build-intel": lambda: build_table("build_intel"),
     "decode": decode_table,
     "session": session_table,
+    "plan": plan_table,
+    "devices": device_table,
     "startup": startup_table,
     "lookup": lookup_table,
     "profile-records": profile_records,

@@ -134,9 +134,11 @@ def serve(repos: Mapping[str, Repo]) -> Iterator[Hub]:
             if fault.status is not None:
                 return self.refuse(fault)
             wanted = None if fault.no_range else self.headers.get("Range")
-            start = int(wanted.removeprefix("bytes=").split("-")[0]) if wanted else 0
+            first, _, last = (wanted or "bytes=0-").removeprefix("bytes=").partition("-")
+            start, stop = int(first), min(int(last) + 1 if last else len(data), len(data))
             if wanted:
-                headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
+                headers["Content-Range"] = f"bytes {start}-{stop - 1}/{len(data)}"
+                data = data[:stop]
             if fault.flip is not None:
                 data = data[: fault.flip] + bytes([data[fault.flip] ^ 1]) + data[fault.flip + 1 :]
             data = data[: len(data) - fault.less] + bytes(fault.more)

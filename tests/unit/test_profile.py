@@ -18,11 +18,13 @@ import pytest
 from command import Edge
 from edgekit import child
 from edgekit.artifact import load_artifact
+from edgekit.device import load_device
 from edgekit.engines import ENGINES
 from edgekit.engines.observing import observer
 from edgekit.errors import EngineError, UsageError
 from edgekit.profile import compare, figures, html, journal, report, run, statistics, subject
 from edgekit.profile.report import Report, Settings
+from edgekit.resources import data_folder
 from tiny_artifact import build_tiny
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -359,6 +361,22 @@ def test_a_baseline_while_measuring(artifact: Path, measured: Report, tmp_path: 
     ended = edge("profile", str(artifact), *QUICK, "--rounds", "5", "--json", "--baseline", str(before), "--fail-if", "peak > 3x")
     said = json.loads(ended.out)
     assert ended.code == 0 and said["comparison"] and said["subject"]["engine"] == "null"
+
+
+def test_saved_into_a_device_profile(artifact: Path, tmp_path: Path, edge: Edge) -> None:
+    path = tmp_path / "board.toml"
+    path.write_text((data_folder("profiles") / "raspberry-pi-5-8gb.toml").read_text(encoding="utf-8"), encoding="utf-8")
+    before = path.read_text(encoding="utf-8")
+    ended = edge("profile", str(artifact), *QUICK, "--json", "--save", str(path))
+    assert ended.code == 0, ended.err
+    said = json.loads(ended.out)
+    assert path.read_text(encoding="utf-8").startswith(before.rstrip("\n"))
+    found = load_device(path).measured[-1]
+    assert found.artifact == said["subject"]["manifest_sha256"] and found.target == said["subject"]["target"]
+    assert found.figures["decode_8_tokens_s"] == pytest.approx(said["decode"][0]["rate"]["median"], rel=1e-3)
+    assert {"load_cold_s", "load_warm_s", "peak_bytes", "ttft_16_s", "bandwidth_bytes_s"} <= found.figures.keys()
+    assert found.versions["edgekit"] and "profile" in found.command
+    assert edge("profile", str(artifact), *QUICK, "--save", "no-such-board").code == 4, "before anything is measured"
 
 
 def test_mann_whitney_is_scipy_s() -> None:

@@ -24,10 +24,11 @@ from edgekit.artifact import (
 )
 from edgekit.cache import Cache, make_room, open_cache, prune, source_files
 from edgekit.calibrate import calibrate, calibration_tokens, method
-from edgekit.catalog import resolve
+from edgekit.catalog import Outlined, resolve
 from edgekit.checkpoint import reading
 from edgekit.companions import TEMPLATE, Companions, companion_files, read_companions, write_companions
 from edgekit.conformance import greedy_vectors, text_vectors
+from edgekit.device import load_device
 from edgekit.digest import Ledger, weight_digests
 from edgekit.engines import ENGINES
 from edgekit.engines.exported import Exported, Footprint
@@ -70,6 +71,7 @@ def build(
     scheme: str | None = None,
     revision: str | None = None,
     context: int | None = None,
+    device: str | Path | None = None,
     offline: bool = False,
     force: bool = False,
     cached: bool = True,
@@ -82,6 +84,7 @@ def build(
 
     model:   a catalogue name, ``org/name[@revision]``, a local directory, or ``tiny-phi`` (in the package).
     target:  a name (``edgekit.targets()``) or the path of a ``.toml`` file; ``scheme`` and ``context`` (tokens) replace its own.
+    device:  a name (``edge devices``) or the path of a ``.toml`` file: what cannot fit there is refused before anything is written.
     force:   replace an artifact that is already there, once the new one is complete.
     cached:  take quantized weights from the cache and keep new ones there (``edge cache list``).
     verify:  open the artifact with its own engine, in a process of its own, and record what it answers (conformance vectors). False says
@@ -90,18 +93,22 @@ def build(
              takes a pass of the reference decoder over it. None rounds by the weights alone.
     threads: that hash and quantize, and of the engine when it computes the conformance vectors; None takes every core. The artifact is
              the same, byte for byte.
-    Raises UsageError, ModelError, TargetError, EngineMissing, TemplateError, OutputError, DownloadError or EngineError; then, as
-    after Ctrl-C, nothing is left behind.
+    Raises UsageError, ModelError, TargetError, DoesNotFit, EngineMissing, TemplateError, OutputError, DownloadError or EngineError;
+    then, as after Ctrl-C, nothing is left behind.
     """
     output = Path(output)
     wanted, quant, exporter = check_request(target, output, scheme=scheme, force=force)
     opened = open_model(resolve(str(model), revision=revision, offline=offline, progress=progress))
-    wanted = replace(wanted, context=_context(opened, wanted, context))
+    wanted = replace(wanted, context=context_for(opened, wanted, context))
     companions = read_companions(opened.checkpoint, opened.decoder.vocab_size)
     if calibration is not None and quant.linear.symmetric:
         raise UsageError(f"{quant.name} cannot be calibrated: its zero points are fixed; choose another --scheme, or leave out --calibrate")
     sequences = _sequences(calibration, companions, opened)
     exporter.check(opened, quant, wanted)
+    if device is not None:
+        from edgekit.plan import check_fits, subject  # which plans by what is here
+
+        check_fits(subject(Outlined(opened.checkpoint)), load_target(target), load_device(device), scheme=scheme, context=context)
     size = exporter.footprint(opened, quant, wanted)
     _check_footprint(size, opened, quant, wanted, output)
     cache = open_cache() if cached else None
@@ -141,7 +148,7 @@ def check_request(target: str | Path, output: Path, *, scheme: str | None, force
     """What can be known before the model is opened. Raises TargetError, EngineMissing (of the exporter) or OutputError."""
     wanted = load_target(target)
     quant = load_scheme(scheme or wanted.scheme)
-    exporter = _exporter(wanted)
+    exporter = exporter_of(wanted)
     check_output(output, force=force)
     check_free(output)
     return wanted, quant, exporter
@@ -171,7 +178,8 @@ def _default_name(model: str, target: str) -> str:
     return f"{re.sub(r'[^A-Za-z0-9._-]+', '-', name)}-{target_name}"
 
 
-def _exporter(target: Target) -> Exporter:
+def exporter_of(target: Target) -> Exporter:
+    """The ``export`` module of the target's engine. Raises EngineMissing."""
     engine = ENGINES[target.engine]
     try:
         return cast(Exporter, importlib.import_module(engine.export))
@@ -183,7 +191,8 @@ def _exporter(target: Target) -> Exporter:
         ) from error
 
 
-def _context(model: Model, target: Target, asked: int | None) -> int:
+def context_for(model: Model, target: Target, asked: int | None) -> int:
+    """The context to build for: ``asked``, else the target's, capped by the model's. Raises UsageError for more than the model holds."""
     limit = model.decoder.context
     if asked is None:
         return min(target.context, limit)

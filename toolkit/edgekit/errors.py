@@ -7,7 +7,7 @@ EdgekitError                1   (never raised itself; catch it to catch them all
  │   ├─ CheckpointError         a file or tensor is missing, cut short, of a wrong dtype, or not finite
  │   ├─ ConfigError             config.json is malformed or disagrees with its tensors
  │   └─ UnknownArchitecture     model_type is none of those known
- ├─ TargetError             4   a target (or scheme) is unknown, malformed, or cannot hold this model
+ ├─ TargetError             4   a target, scheme or device is unknown, malformed, or cannot hold this model
  ├─ EngineMissing           5   the engine is not installed; says which extra brings it
  ├─ ArtifactError           6   a directory is no complete artifact, or its files do not match its manifest
  ├─ ContextOverflow         7   more tokens than the artifact's context holds
@@ -21,7 +21,8 @@ EdgekitError                1   (never raised itself; catch it to catch them all
  │   ├─ Untrusted               its host key is not the known one, or it does not take our key or token
  │   ├─ LinkBroken              the connection ended in the middle; what was measured is kept
  │   └─ DeviceUnfit             no Python, a full disk, no packages for it, in use, or a job that failed there
- └─ PerformanceError       15   a measured figure is beyond a limit (edge profile --fail-if)
+ ├─ PerformanceError       15   a measured figure is beyond a limit (edge profile --fail-if)
+ └─ DoesNotFit             16   a model does not fit a device; says what would
 
 Ctrl-C ends the command with 130, SIGTERM with 143, a closed terminal with 129.
 
@@ -117,3 +118,7 @@ class DeviceUnfit(RemoteError):
 
 class PerformanceError(EdgekitError):
     exit_code = 15
+
+
+class DoesNotFit(EdgekitError):
+    exit_code = 16

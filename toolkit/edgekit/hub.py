@@ -5,12 +5,14 @@ import importlib
 import os
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgekit.errors import CheckpointError, DownloadError, EdgekitError, EngineMissing, ModelNotFound, OutputError, UsageError
-from edgekit.fetch import chain, check, fetch, patiently
+from edgekit.checkpoint import MAX_JSON, TensorInfo, header_length, parse_config, parse_header, read_config, read_header
+from edgekit.errors import CheckpointError, ConfigError, DownloadError, EdgekitError, EngineMissing, ModelNotFound, OutputError, UsageError
+from edgekit.fetch import beginning, chain, check, fetch, patiently
 from edgekit.progress import Progress
 
 # Weights, configuration and tokenizer; never pickles or code.
@@ -20,6 +22,19 @@ WANTED = ["*.safetensors", "*.json", "*.jinja", "README.md", *LEGAL]
 UNWANTED = ["*/*", "consolidated*", "adapter_*"]
 OLDEST = (1, 2)  # of huggingface_hub: reports bytes while a file is under way
 COMMIT = re.compile(r"[0-9a-f]{40}")
+FIRST = 1 << 18
+"""Bytes of a safetensors file that are asked for at first; most headers are shorter."""
+
+
+@dataclass(frozen=True)
+class Outline:
+    """A model of the hub without its weights. download: bytes of all files that a build would fetch; sizes: of each but the weights."""
+
+    commit: str
+    config: Mapping[str, object]
+    tensors: Mapping[str, TensorInfo]
+    download: int
+    sizes: Mapping[str, int]
 
 
 def download(model: str, revision: str | None, *, offline: bool, progress: Progress) -> tuple[Path, str]:
@@ -38,6 +53,47 @@ def download(model: str, revision: str | None, *, offline: bool, progress: Progr
     if not COMMIT.fullmatch(folder.name):
         raise DownloadError(f"{model}: the cache folder {folder} is not named after a commit; edgekit cannot say which revision it is")
     return folder, folder.name
+
+
+def outline(model: str, revision: str | None) -> Outline:
+    """config.json and the headers of the safetensors, by requests for the beginnings of files. Keeps nothing, and takes what is in the
+    hub's cache from there. Raises as ``download`` does, and what is said of malformed files in checkpoint.py."""
+    api = _huggingface_hub()
+    try:
+        planned = patiently(api, lambda: _plan(api, model, revision))
+        commit = next(file.commit_hash for file in planned)
+        files = {file.filename: file for file in planned}
+        if "config.json" not in files:
+            raise ConfigError(f"{model} has no config.json: it is no checkpoint in Hugging Face layout")
+        weights = [name for name in files if name.endswith(".safetensors")]
+        tensors: dict[str, TensorInfo] = {}
+        for name in ["model.safetensors"] if "model.safetensors" in weights else weights:
+            tensors |= _header(api, model, commit, files[name])
+        config = _config(api, model, commit, files["config.json"])
+    except (api.errors.HFValidationError, api.errors.HTTPError, OSError) as error:
+        raise _translated(api, error, model, revision, False) from None
+    sizes = {name: file.file_size for name, file in files.items() if name not in weights}
+    return Outline(commit, config, tensors, sum(file.file_size for file in planned), sizes)
+
+
+def _config(api: Any, model: str, commit: str, file: Any) -> Mapping[str, object]:
+    if not file.will_download:
+        return read_config(Path(file.local_path).parent)
+    content, size = beginning(api, model, commit, file.filename, MAX_JSON)
+    if size > MAX_JSON:
+        raise ConfigError(f"config.json of {model}: {size} bytes; at most {MAX_JSON} are accepted")
+    return parse_config(content, Path(model, file.filename))
+
+
+def _header(api: Any, model: str, commit: str, file: Any) -> dict[str, TensorInfo]:
+    if not file.will_download:
+        return read_header(Path(file.local_path))
+    path = Path(model, file.filename)
+    content, size = beginning(api, model, commit, file.filename, FIRST)
+    end = 8 + header_length(content[:8], path, size)
+    if end > len(content):
+        content, size = beginning(api, model, commit, file.filename, end)
+    return parse_header(content[8:end], path, size)
 
 
 def _cached(api: Any, model: str, revision: str | None) -> Path:

@@ -40,6 +40,9 @@ def profile(
         tuple[Path, Path] | None,
         typer.Option("--compare", metavar="FILE FILE", help="Compare the second profile with the first.", show_default=False),
     ] = None,
+    save: Annotated[
+        str | None, typer.Option("--save", metavar="NAME", help="Write the figures into this device profile (or .toml file).")
+    ] = None,
     fail_if: Annotated[
         list[str] | None,
         typer.Option("--fail-if", metavar="LIMIT", help="Fail where this holds, as 'decode < 0.9x'; may be repeated."),
@@ -57,9 +60,10 @@ def profile(
 ) -> None:
     """Measure an artifact on this machine: load, prompts, decoding, memory, energy; or compare two such profiles."""
     from edgekit import console
-    from edgekit.profile import judging, report, run
+    from edgekit.profile import judging, report, run, saving
 
     limits, broken = judging.limits(fail_if or []), None
+    device = saving.place(save) if save is not None else None
     if compare is not None:
         if directory is not None or baseline is not None:
             raise UsageError("--compare takes two profiles and measures nothing; give DIR and --baseline FILE to measure")
@@ -81,7 +85,7 @@ def profile(
 
             place = address(on)
             if isinstance(place, HubDevice):
-                if html is not None or before is not None or limits or trace is not None:
+                if any((html, before, limits, trace, device)):
                     raise UsageError("AI Hub runs single graphs, nothing to compare with: --on aihub: goes with --journal and --json alone")
                 _show_hub(place, directory, journal, said, tell, json=json)
                 return
@@ -90,6 +94,8 @@ def profile(
                     place, directory, wanted, journal_path=journal, trace=trace, keep=keep, command=said, tell=tell, progress=progress
                 )
     seen = judging.judge(found, before, limits, names, broken)
+    if device is not None:
+        saving.save(device, found)
     if html is not None:
         judging.write(html, seen)
     if json:
