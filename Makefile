@@ -38,11 +38,11 @@ fuzz: $(VENV)/test.stamp
 docs: $(VENV)/test.stamp
 	$(BIN)/python docs/generate.py
 
-# For the tests of --on ssh:// and adb: (skipped without), where apt is at hand and may be used.
+# Programs that tests talk to for real, where apt is at hand and may be used; without them those tests are skipped, and say so.
 system-tools:
-	@if command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ] && ! { [ -x /usr/sbin/sshd ] && command -v adb >/dev/null; }; then \
-		apt-get -q update && DEBIAN_FRONTEND=noninteractive apt-get -q install --yes --no-install-recommends openssh-client openssh-server adb; \
-	fi >/dev/null || echo "system-tools: apt-get failed; tests of --on are skipped"
+	@if command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ] && ! { [ -x /usr/sbin/sshd ] && command -v adb && command -v docker-registry; } >/dev/null; then \
+		apt-get -q update && DEBIAN_FRONTEND=noninteractive apt-get -q install --yes --no-install-recommends docker-registry openssh-client openssh-server adb; \
+	fi >/dev/null || echo "system-tools: apt-get failed; some tests are skipped"
 
 clean:
 	rm -rf $(VENV) build dist

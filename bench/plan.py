@@ -3,15 +3,16 @@
     python bench/plan.py --scratch /scratch/plan          # some 10 minutes and 14 GB of disk, 4 GB of it at the end
     python bench/plan.py --scratch /scratch/plan --only tiny-phi --only llama-50m
 
-This machine's device profile is made first, in the scratch folder: bandwidth and compute as NumPy reaches them. Each model is built,
-planned for, and run in processes of their own (bench/decode_one.py), in turns; of a speed the best median counts, as others may use the
-machine. Linux.
+Each model is built and run in processes of its own (bench/decode_one.py). Before and after each run NumPy's bandwidth and compute are
+measured, over some seconds: their means become this machine's device profile (in the scratch folder) that `edge plan` is given, so that
+what others use of the machine at the time is in both. Linux.
 """
 
 import argparse
 import json
 import os
 import shutil
+import statistics
 import subprocess
 import sys
 import time
@@ -28,15 +29,27 @@ LENGTHS = {"64": 96, "1024": 1056}
 VOCABULARY = 1000
 FOREMOST = -10
 """Niceness of what is timed."""
-COMPUTE = """
-import time, numpy
-a = numpy.ones((2048, 2048), numpy.float32)
-def once():
-    began = time.perf_counter()
-    a @ a
-    return 2 * 2048**3 / (time.perf_counter() - began)
-print(max(once() for _ in range(10)))
+LIMITS = """
+import json, os, threading, time
+import numpy
+SECONDS = 3.0
+def rate(work, amount, threads):
+    began, done = time.perf_counter(), [0] * threads
+    def go(i):
+        while time.perf_counter() - began < SECONDS:
+            work(i)
+            done[i] += amount
+    workers = [threading.Thread(target=go, args=(i,)) for i in range(threads)]
+    for worker in workers: worker.start()
+    for worker in workers: worker.join()
+    return sum(done) / (time.perf_counter() - began)
+cores = os.cpu_count()
+long = [numpy.ones(1 << 26, numpy.float32) for _ in range(cores)]
+square = numpy.ones((1024, 1024), numpy.float32)
+bandwidth = rate(lambda i: numpy.dot(long[i], long[i]), long[0].nbytes, cores)
+print(json.dumps({"bandwidth": bandwidth, "compute": rate(lambda i: square @ square, 2 * 1024**3, 1)}))
 """
+"""Bytes and operations a second that NumPy gets over some seconds, all cores: what is there for a process, whatever else runs."""
 
 
 @dataclass(frozen=True)
@@ -129,16 +142,22 @@ def predicted(model: str, target: str, device: Path) -> dict[str, object]:
     return found
 
 
-def compare(name: str, target: str, asked: Asked, limits: dict[str, float]) -> dict[str, object]:
+def limits() -> dict[str, float]:
+    found: dict[str, float] = json.loads(foremost([sys.executable, "-c", LIMITS]))
+    return found
+
+
+def compare(name: str, target: str, asked: Asked) -> dict[str, object]:
     model, artifact = made(name, asked), asked.scratch / f"{name}-{target}"
     size = built(model, target, artifact)
     measure.warm(artifact)
-    runs = []
+    runs, around = [], [limits()]
     for _ in range(asked.runs):
-        limits["bandwidth"] = max(limits["bandwidth"], float(str(decode_one("bandwidth"))))
         runs.append(decode_one("loop", str(artifact), "--threads", str(os.cpu_count()), "--vocabulary", str(VOCABULARY)))
+        around.append(limits())
+    here = {key: statistics.mean(each[key] for each in around) for key in around[0]}
     device = asked.scratch / "here.toml"
-    profile(device, asked.targets, limits["bandwidth"], limits["compute"])
+    profile(device, asked.targets, here["bandwidth"], here["compute"])
     said = predicted(model, target, device)
     rows = {}
     for prompt in LENGTHS:
@@ -146,7 +165,7 @@ def compare(name: str, target: str, asked: Asked, limits: dict[str, float]) -> d
         rows[prompt] = {
             "predicted": said[prompt],
             "peak": max(step["peak"] for step in steps),
-            "decode": max(step["decode_rate"] for step in steps),
+            "decode": statistics.median(step["decode_rate"] for step in steps),
             "decode_of_runs": [round(step["decode_rate"], 2) for step in steps],
         }
     if not asked.keep:
@@ -156,7 +175,7 @@ def compare(name: str, target: str, asked: Asked, limits: dict[str, float]) -> d
         "target": target,
         "artifact": size,
         "load_average": os.getloadavg()[0],
-        "bandwidth": limits["bandwidth"],
+        **here,
         "at": rows,
     }
 
@@ -172,13 +191,12 @@ def main() -> None:
     given = parser.parse_args()
     asked = Asked(given.scratch, given.target or ["cpu"], given.only or list(MODELS), given.runs, given.out, given.keep)
     asked.scratch.mkdir(parents=True, exist_ok=True)
-    limits = {"bandwidth": 0.0, "compute": float(foremost([sys.executable, "-c", COMPUTE]))}
     old = json.loads(asked.out.read_text(encoding="utf-8"))["rows"] if asked.out.exists() else []
     redone = {(name, target) for name in asked.models for target in asked.targets}
     rows = [row for row in old if (row["model"], row["target"]) not in redone]
     for name in asked.models:
         for target in asked.targets:
-            rows.append(compare(name, target, asked, limits))
+            rows.append(compare(name, target, asked))
             print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
         if not asked.keep and name != "tiny-phi":
             shutil.rmtree(asked.scratch / name)
@@ -188,7 +206,6 @@ def main() -> None:
         "date": time.strftime("%Y-%m-%d"),
         "machine": measure.machine(),
         "versions": measure.versions(Path(sys.executable), ("numpy", "onnxruntime", "openvino")),
-        "limits": limits,
         "rows": rows,
     }
     asked.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")

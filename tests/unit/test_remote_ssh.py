@@ -148,8 +148,8 @@ def test_an_upload_that_is_cut_goes_on_where_it_was(server: Server, place: str, 
 def test_bytes_that_are_not_those_of_the_manifest(place: str, tmp_path: Path) -> None:
     data = tmp_path / "data"
     data.write_bytes(b"abc")
-    with pytest.raises(LinkBroken, match="what arrived has the sha256"):
-        upload(connect(over_ssh(place)), [bundle.Blob(data, "0" * 64, 3)], "test", silent, lambda _: None, 0.2)
+    with pytest.raises(DeviceUnfit, match=r"what arrived has the sha256 .*, twice; is it right here\? edge inspect DIR --check"):
+        upload(connect(over_ssh(place)), [bundle.Blob(data, "0" * 64, 3)], "test", silent, lambda _: None, 60)
 
 
 def test_what_fails_there_is_that_error_here(place: str, artifact: Artifact) -> None:

@@ -13,13 +13,15 @@ from edgekit.commands.check import doctor, inspect, verify
 from edgekit.commands.listing import devices, models, targets
 from edgekit.commands.measure import profile
 from edgekit.commands.plan import plan
+from edgekit.commands.ship import apply, diff, keygen, pull, push, rollback, sign
 from edgekit.commands.talk import chat, run
 
 app = typer.Typer(
     name="edge",
     help="Quantize a small language model once and run it on any edge engine.",
     epilog="Exit codes: 0 done, 1 anything else, 2 usage, 3 model, 4 target, 5 engine missing, 6 artifact, 7 context overrun, "
-    "8 chat template, 9 output, 10 download, 11 engine, 12 fidelity, 14 remote, 15 performance, 16 does not fit the device, 130 Ctrl-C.",
+    "8 chat template, 9 output, 10 download, 11 engine, 12 fidelity, 14 signature, 15 performance, 16 does not fit the device, "
+    "17 remote, 130 Ctrl-C.",
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     no_args_is_help=True,
@@ -39,7 +41,9 @@ def edge(
     pass
 
 
-for command in (plan, build, run, chat, inspect, verify, profile, targets, devices, models, doctor):
+for command in (
+    plan, build, run, chat, inspect, verify, profile, targets, devices, models, doctor, keygen, sign, diff, apply, rollback, push, pull,
+):  # fmt: skip
     app.command()(command)
 app.add_typer(cache, name="cache")
 

@@ -16,13 +16,14 @@ EdgekitError                1   (never raised itself; catch it to catch them all
  ├─ DownloadError          10   the hub cannot be reached or sent something wrong
  ├─ EngineError            11   the engine refused or failed on a valid artifact
  ├─ FidelityError          12   an artifact is too far from its model, or two of one model do not agree
- ├─ RemoteError            14   a device elsewhere cannot be reached, refuses, or cannot do what it is asked
- │   ├─ Unreachable             nobody answers there, or the program that would ask is missing here
- │   ├─ Untrusted               its host key is not the known one, or it does not take our key or token
- │   ├─ LinkBroken              the connection ended in the middle; what was measured is kept
- │   └─ DeviceUnfit             no Python, a full disk, no packages for it, in use, or a job that failed there
+ ├─ SignatureError         14   an artifact is not signed by a trusted key, or is an older release
  ├─ PerformanceError       15   a measured figure is beyond a limit (edge profile --fail-if)
- └─ DoesNotFit             16   a model does not fit a device; says what would
+ ├─ DoesNotFit             16   a model does not fit a device; says what would
+ └─ RemoteError            17   a device elsewhere cannot be reached, refuses, or cannot do what it is asked
+     ├─ Unreachable             nobody answers there, or the program that would ask is missing here
+     ├─ Untrusted               its host key is not the known one, or it does not take our key or token
+     ├─ LinkBroken              the connection ended in the middle; what was measured is kept
+     └─ DeviceUnfit             no Python, a full disk, no packages for it, in use, or a job that failed there
 
 Ctrl-C ends the command with 130, SIGTERM with 143, a closed terminal with 129.
 
@@ -96,8 +97,20 @@ class FidelityError(EdgekitError):
     exit_code = 12
 
 
-class RemoteError(EdgekitError):
+class SignatureError(EdgekitError):
     exit_code = 14
+
+
+class PerformanceError(EdgekitError):
+    exit_code = 15
+
+
+class DoesNotFit(EdgekitError):
+    exit_code = 16
+
+
+class RemoteError(EdgekitError):
+    exit_code = 17
 
 
 class Unreachable(RemoteError):
@@ -114,11 +127,3 @@ class LinkBroken(RemoteError):
 
 class DeviceUnfit(RemoteError):
     pass
-
-
-class PerformanceError(EdgekitError):
-    exit_code = 15
-
-
-class DoesNotFit(EdgekitError):
-    exit_code = 16

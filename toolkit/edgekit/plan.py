@@ -6,6 +6,7 @@ a roofline with ranges (docs/plan.md). Every prediction is one, and nothing of i
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from math import inf
 from typing import Literal
 
 from edgekit.build import SMALLEST_CONTEXT, context_for, exporter_of
@@ -308,7 +309,7 @@ def _binds(largest: int | None, context: int, unit: Unit | None, limit: int | No
 
 @dataclass(frozen=True)
 class _Speeds:
-    """The roofline of one engine on one unit. What takes longest decides; calls come on top."""
+    """The roofline of one engine on one unit: what takes longest decides of products with weights, and of attention; calls come on top."""
 
     size: Footprint
     running: Running
@@ -318,8 +319,8 @@ class _Speeds:
 
     def decode(self, depth: int) -> Range:
         """At ``depth`` tokens of context."""
-        low, high = (self._token(depth, end) for end in (0, 1))
-        return Range(1 / sum(low), 1 / sum(high))
+        low, high = (self._products(end) + self._attention(depth, end) + self._calls(end) for end in (0, 1))
+        return Range(1 / low, 1 / high)
 
     def prefill(self, count: int) -> Range | None:
         """Of a prompt of ``count`` tokens; None where the unit's compute is not known."""
@@ -327,40 +328,45 @@ class _Speeds:
             return None
         running, found = self.running, []
         for end in (0, 1):
-            rate = self.unit.compute.value * 1e9 * running.prefill[end] * _reached(self.unit.compute, PEAK_COMPUTE)[end]
-            work = self._operations(count // 2) * count / rate
+            work = (running.operations + self._attended(count // 2)) * count / self._rate(running.prefill, end)
             pieces = -(-count // running.piece)
-            moved = pieces * running.read / self._bandwidth(end)
-            found.append(count / (max(work, moved) + pieces * self.decoder.layers * running.latency[1 - end]))
+            found.append(count / (max(work, pieces * self._moved(end)) + pieces * self._calls(end)))
         return Range(found[0], found[1])
 
     def binds(self) -> Binding:
-        moved, computed, called = (a + b for a, b in zip(self._parts(SHORT, 0), self._parts(SHORT, 1), strict=True))
+        moved, computed, called = (sum(part(end) for end in (0, 1)) for part in (self._moved, self._computed, self._calls))
         if called > max(moved, computed):
             return "calls"
         return "compute" if computed > moved else "bandwidth"
 
-    def _token(self, depth: int, end: int) -> tuple[float, float]:
-        moved, computed, called = self._parts(depth, end)
-        return max(moved, computed), called
+    def _products(self, end: int) -> float:
+        """Seconds of one token's products with weights; ``end`` 0 the slow end, 1 the fast one."""
+        return max(self._moved(end), self._computed(end))
 
-    def _parts(self, depth: int, end: int) -> tuple[float, float, float]:
-        """Seconds of one token for bytes, operations and calls; ``end`` 0 the slow end, 1 the fast one."""
-        running, compute = self.running, self.unit.compute
-        moved = (running.read + self.size.cache * depth) / self._bandwidth(end)
-        computed = 0.0
-        if compute is not None:
-            share = running.compute[end] * _reached(compute, PEAK_COMPUTE)[end]
-            computed = self._operations(depth) / (compute.value * 1e9 * share)
-        return moved, computed, self.decoder.layers * running.latency[1 - end]
+    def _moved(self, end: int) -> float:
+        return self.running.read / self._bandwidth(end)
+
+    def _computed(self, end: int) -> float:
+        return self.running.operations / self._rate(self.running.compute, end)
+
+    def _attention(self, depth: int, end: int) -> float:
+        """Seconds of one token's products with the keys and values of ``depth`` tokens."""
+        return max(self.size.cache * depth / self._bandwidth(end), self._attended(depth) / self._rate(self.running.attention, end))
+
+    def _calls(self, end: int) -> float:
+        return self.decoder.layers * self.running.latency[1 - end]
+
+    def _rate(self, share: tuple[float, float], end: int) -> float:
+        """Operations a second; no limit where the unit's compute is not known."""
+        compute = self.unit.compute
+        return inf if compute is None else compute.value * 1e9 * share[end] * _reached(compute, PEAK_COMPUTE)[end]
 
     def _bandwidth(self, end: int) -> float:
         return self.device.bandwidth.value * 1e9 * self.running.bandwidth[end] * _reached(self.device.bandwidth, PEAK_BANDWIDTH)[end]
 
-    def _operations(self, depth: int) -> float:
-        """Of one token: the products with weights, and those with keys and values."""
-        decoder = self.decoder
-        return self.running.operations + 4.0 * decoder.layers * decoder.heads * decoder.head_dim * depth
+    def _attended(self, depth: int) -> float:
+        """Operations of one token with the keys and values of ``depth``."""
+        return 4.0 * self.decoder.layers * self.decoder.heads * self.decoder.head_dim * depth
 
 
 def _reached(figure: Figure, peak: tuple[float, float]) -> tuple[float, float]:

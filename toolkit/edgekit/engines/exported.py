@@ -16,7 +16,8 @@ class Running:
     process: the process with its engine and tokenizer, without the model. loaded: what the weights take, once loaded.
     mapped: of a file that is mapped, whose pages come as tokens are looked up. loading: the most that loading takes.
     piece: most tokens of a prompt computed at a time. activation: for each token of a piece.
-    bandwidth, compute: least and greatest share of the unit's own that decoding reaches; prefill: of its compute.
+    bandwidth, compute: least and greatest share of the unit's own that decoding reaches in its products with weights;
+    attention, prefill: least and greatest share of its compute, of one token with keys and values, and of a prompt.
     latency: least and greatest seconds for each layer and token that no bandwidth and no compute explains: calls, small operators.
     """
 
@@ -32,6 +33,7 @@ class Running:
     activation: int
     bandwidth: tuple[float, float]
     compute: tuple[float, float]
+    attention: tuple[float, float]
     prefill: tuple[float, float]
     latency: tuple[float, float]
 

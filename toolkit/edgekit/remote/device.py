@@ -10,7 +10,7 @@ from typing import TypeVar, cast
 from edgekit.errors import DeviceUnfit, LinkBroken, Unreachable
 from edgekit.progress import Progress
 from edgekit.remote.agent import MARK
-from edgekit.remote.transport import Blob, CommandFailed, Json, Transport, answers, last_line
+from edgekit.remote.transport import Blob, CommandFailed, Damaged, Json, Transport, answers, last_line
 
 OLDEST = (3, 10)
 PYTHONS = (
@@ -121,7 +121,7 @@ def upload(device: Device, blobs: Sequence[Blob], stage: str, progress: Progress
     Raises DeviceUnfit (the disk is full, seen before anything is sent where possible) and LinkBroken.
     """
     wanted = {blob.digest: blob for blob in blobs}
-    sent = 0
+    sent = damaged = 0
 
     def step() -> None:
         here = device.answer({"verb": "have", "digests": list(wanted)})
@@ -139,7 +139,14 @@ def upload(device: Device, blobs: Sequence[Blob], stage: str, progress: Progress
             sent += count
             progress(stage, sent - start, need)
 
-        if missing:
-            device.transport.send(device.ask, missing, tell)
+        try:
+            if missing:
+                device.transport.send(device.ask, missing, tell)
+        except Damaged as error:
+            nonlocal damaged
+            damaged += 1
+            if damaged > 1:
+                raise DeviceUnfit(f"{error}, twice; is it right here? edge inspect DIR --check") from None
+            raise
 
     patiently(step, lambda: sent, heard, patience)

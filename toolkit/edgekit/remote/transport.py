@@ -68,6 +68,10 @@ class CommandFailed(RemoteError):
         self.stderr = stderr
 
 
+class Damaged(LinkBroken):
+    """A file is not, there, what it is here."""
+
+
 def last_line(text: str) -> str:
     """Of what a program said, without control characters, which a terminal would obey."""
     lines = [line for line in text.splitlines() if line.strip()]
@@ -164,5 +168,5 @@ def refusal(kind: str, message: str, where: str) -> RemoteError:
     if kind == "full":
         return DeviceUnfit(f"{where}: the disk is full there ({message}); free some space, or name a folder on a larger one")
     if kind == "damaged":
-        return LinkBroken(f"{where}: {message}")
+        return Damaged(f"{where}: {message}")
     return DeviceUnfit(f"{where}: {message}")

@@ -33,6 +33,7 @@ def running(layout: Layout, decoder: DecoderConfig, width: int) -> Running:
         # Of the peak, llama.cpp's 4-bit kernels decode at 0.58 to 0.8: github.com/ggml-org/llama.cpp/discussions/4167
         bandwidth=(0.6, 0.95),
         compute=(0.5, 1.0),
+        attention=(0.1, 1.0),
         prefill=(0.2, 0.8),
         latency=(10e-6, 100e-6),
     )

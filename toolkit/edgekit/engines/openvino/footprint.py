@@ -39,6 +39,7 @@ def running(data: DataFile, decoder: DecoderConfig, options: OpenvinoOptions) ->
         # CPU: 0.28 with AVX2 (its kernels are written for AVX-512) and 0.95 with AVX-512 VNNI of what NumPy reads (docs/performance.md).
         bandwidth=(0.2, 1.0) if on_cpu else (0.5, 0.95),
         compute=(0.15, 1.0) if on_cpu else (0.5, 1.0),
+        attention=(0.04, 0.3) if on_cpu else (0.1, 1.0),
         prefill=(0.25, 1.5) if on_cpu else (0.2, 0.8),
         latency=(15e-6, 130e-6) if on_cpu else (10e-6, 100e-6),
     )
