@@ -157,6 +157,8 @@ def shell(link: socket.socket, command: str, phone: Phone) -> None:
         finally:
             process.kill()
             process.wait()
+            with contextlib.suppress(OSError):
+                link.shutdown(socket.SHUT_RDWR)  # closing alone ends nothing while another thread reads
 
 
 def packet(link: socket.socket, kind: int, data: bytes) -> None:

@@ -1,6 +1,7 @@
 """Wheels of what is installed here, so that pip finds every package without a network: the files of its RECORD, zipped again."""
 
 import re
+import sys
 import zipfile
 from importlib import metadata
 from pathlib import Path
@@ -12,7 +13,7 @@ def normal(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-RUNTIME = ("jinja2", "numpy", "tokenizers", "typer")
+RUNTIME = ("jinja2", "numpy", "packaging", "tokenizers", "typer", *(("tomli",) if sys.version_info < (3, 11) else ()))
 HOLLOW = {"huggingface-hub", "rich"}
 """Required by packages of the runtime, and not needed to run it: their wheels are left empty."""
 

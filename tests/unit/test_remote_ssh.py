@@ -223,7 +223,10 @@ def test_missing_or_old_python(server: Server, tmp_path: Path, script: str | Non
     if script is not None:
         (tools / "python3").write_text(f"#!/bin/sh\n{script}\n")
         (tools / "python3").chmod(0o755)
-    with sshd.serve(tmp_path / "bare", f"SetEnv PATH={tools}") as bare, pytest.MonkeyPatch.context() as patch:
+    alone = tmp_path / "alone"  # after the user's own .bashrc, which may put a Python into PATH
+    alone.write_text(f'#!/bin/sh\nPATH={tools}\neval "$SSH_ORIGINAL_COMMAND"\n')
+    alone.chmod(0o755)
+    with sshd.serve(tmp_path / "bare", f"ForceCommand {alone}") as bare, pytest.MonkeyPatch.context() as patch:
         patch.setenv("PATH", f"{bare.bin}:{os.environ['PATH']}")
         with pytest.raises(DeviceUnfit, match=message):
             connect(over_ssh(bare.address(tmp_path)))
