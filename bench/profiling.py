@@ -79,7 +79,7 @@ def profiled(directory: Path) -> Rates:
         str(REPEATS),
     ]
     lengths = [word for length in LENGTHS for word in ("--prompt", str(length))]
-    said = subprocess.run([*command, *lengths, "--tokens", str(STEPS)], check=True, capture_output=True, text=True)
+    said = subprocess.run([*command, *lengths, "--tokens", str(STEPS)], check=True, capture_output=True, text=True, preexec_fn=ahead)
     report = json.loads(said.stdout)
     found = {str(p["tokens"]): {"prefill": p["rate"]["median"]} for p in report["prefill"]}
     for d in report["decode"]:
@@ -239,7 +239,7 @@ def middle(runs: list[dict[str, float]]) -> dict[str, float]:
     return {key: statistics.median(run[key] for run in runs[1:]) for key in runs[0]}
 
 
-ROUTES = {"profile": profiled, "definition": by_definition, "genai": genai, "openvino_genai": openvino_genai, "cost": cost}
+ROUTES = {"definition": by_definition, "genai": genai, "openvino_genai": openvino_genai, "cost": cost}
 
 
 def ahead() -> None:
@@ -308,17 +308,21 @@ def main() -> None:
         "cost": {},
         "runs": runs,
     }
-    kinds = {"edge profile": "profile", "session, llama-bench's definitions": "definition", "onnxruntime-genai's loop": "genai"}
+    kinds = {"session, llama-bench's definitions": "definition", "onnxruntime-genai's loop": "genai"}
     for turn in range(asked.turns):
         result["load_average"].append(round(os.getloadavg()[0], 1))
         work = [(engine, name) for engine, routes in runs.items() for name in routes]
         for engine, name in [*work[turn % len(work) :], *work[: turn % len(work)]]:
             directory = onnx if engine == "ONNX Runtime" else openvino
-            script = name.endswith("benchmark_e2e.py")
-            found = genai_script(directory, asked.genai_script, scratch) if script else one(kinds.get(name, "openvino_genai"), directory)
+            if name == "edge profile":
+                found = profiled(directory)
+            elif name.endswith("benchmark_e2e.py"):
+                found = genai_script(directory, asked.genai_script, scratch)
+            else:
+                found = one(kinds.get(name, "openvino_genai"), directory)
             runs[engine][name].append(found)
             print(engine, name, json.dumps(found), file=sys.stderr, flush=True)
-        result["cost"] = {"ONNX Runtime": one("cost", onnx), "OpenVINO": one("cost", openvino)} if turn == 0 else result["cost"]
+        result["cost"] = result["cost"] or {"ONNX Runtime": one("cost", onnx), "OpenVINO": one("cost", openvino)}
         asked.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     result["rows"] = table(result)
     asked.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")

@@ -41,6 +41,7 @@ PAGES = (
     "docs/profile.md",
     "docs/profile.schema.json",
     "docs/security.md",
+    "docs/serve.md",
     "docs/signing.md",
     "docs/updates.md",
     "docs/plan.md",
@@ -413,6 +414,39 @@ def kill_report() -> str:
     )
 
 
+def serve_report() -> str:
+    result = load("bench/results/serve.json")
+    if result is None:
+        return "Not measured yet: `python bench/serve.py --out bench/results/serve.json`."
+    rows = [
+        [
+            f"{run['clients']} clients for {run['seconds']:g} s, queue of {run['queue']}",
+            f"{run['answers']:,} ({run['streamed']:,} streamed)",
+            str(run["lost_mixed_or_cut"]),
+            f"{run['told_to_come_back']:,}",
+            f"{run['median_seconds']:.2f} s, {run['greatest_seconds']:.2f} s",
+        ]
+        for run in (result["soak"], result["soak_short_queue"])
+    ]
+    head = ["", "answers", "lost, mixed or cut", "told to come back (429)", "wait: median, greatest"]
+    gone, fuzz = result["disconnects"], result["fuzz"]
+    statuses = ", ".join(f"{count:,} with {status}" for status, count in fuzz["answers_by_status"].items())
+    grown = (gone["anonymous_bytes_after"] - gone["anonymous_bytes_before"]) / 1e6
+    versions = ", ".join(f"{name} {number}" for name, number in sorted(result["versions"].items()))
+    loads = sorted(result[part]["load_average_at_start"] for part in ("soak", "disconnects", "fuzz"))
+    shared = f"shared with other work (load average {loads[0]:g} to {loads[-1]:g} when the runs began)"
+    return "\n\n".join(
+        [
+            table(head, rows),
+            f"{gone['disconnects']} disconnects, after {2 * gone['disconnects']} to warm the server up: {gone['running_after']} requests "
+            f"at work and {gone['waiting_after']} waiting after them, as many threads ({gone['threads']}) and descriptors "
+            f"({gone['descriptors']}) as before, {grown:+.2f} MB of memory (of {gone['anonymous_bytes_after'] / 1e6:.0f}).",
+            f"Schemathesis, {fuzz['cases']:,} cases: {fuzz['server_errors']} with a 5xx. Of those to the routes that compute: {statuses}.",
+            f"`{result['command']}`; {result['machine']}, {shared}; {versions}.",
+        ]
+    )
+
+
 def tamper_report() -> str:
     result = load("bench/results/tamper.json")
     if result is None:
@@ -440,6 +474,7 @@ def update_report() -> str:
 
 
 GENERATED = {
+    "serve": serve_report,
     "tamper": tamper_report,
     "update": update_report,
     "kill": kill_report,

@@ -137,7 +137,8 @@ def test_clock_and_temperature(tmp_path: Path) -> None:
 
 def test_memory_of_an_accelerator(tmp_path: Path) -> None:
     """Documentation/gpu/drm-usage-stats.rst: two files of one client count once; older drivers say drm-memory-."""
-    card = "drm-driver:\tamdgpu\ndrm-client-id:\t7\ndrm-pdev:\t0000:03:00.0\ndrm-total-vram:\t2 MiB\ndrm-resident-vram:\t1024 KiB\ndrm-resident-gtt:\t4096\n"
+    card = "drm-driver:\tamdgpu\ndrm-client-id:\t7\ndrm-pdev:\t0000:03:00.0\ndrm-total-vram:\t2 MiB\n"
+    card += "drm-resident-vram:\t1024 KiB\ndrm-resident-gtt:\t4096\n"
     tree(tmp_path, {"fdinfo/3": card, "fdinfo/4": card, "fdinfo/5": "pos:\t0\nflags:\t02\n"})
     assert memory.device(tmp_path) == (1 << 20) + 4096
     tree(tmp_path, {"fdinfo/6": "drm-driver:\tintel_vpu\ndrm-client-id:\t1\ndrm-memory-vram:\t3 MiB\n"})

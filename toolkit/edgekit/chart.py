@@ -12,6 +12,8 @@ STYLE = """
 .key { font-size: .85rem; margin: .1rem 0; } .key b { display: inline-block; width: 1.4em; height: .22em; margin: 0 .4em .25em 0; }
 .key span { margin-right: 1.2em; white-space: nowrap; }
 .s0 { --own: #2563eb; } .s1 { --own: #d97706; } .s2 { --own: #059669; } .s3 { --own: #a855f7; }
+@media (max-width: 32rem) { body { margin: 1rem auto; } table { font-size: .82rem; } th, td { padding-right: .5rem; }
+h1 { font-size: 1.4rem; } }
 @media (prefers-color-scheme: dark) { .s0 { --own: #60a5fa; } .s1 { --own: #fbbf24; } .s2 { --own: #34d399; } .s3 { --own: #c084fc; } }
 b.s0, b.s1, b.s2, b.s3 { background: var(--own); }
 .charts .line { fill: none; stroke: var(--own); stroke-width: 2; } .charts .dash { stroke-dasharray: 6 4; }

@@ -13,6 +13,7 @@ from edgekit.commands.check import doctor, inspect, verify
 from edgekit.commands.listing import devices, models, targets
 from edgekit.commands.measure import profile
 from edgekit.commands.plan import plan
+from edgekit.commands.serve import serve
 from edgekit.commands.ship import apply, diff, keygen, pull, push, rollback, sign
 from edgekit.commands.talk import chat, run
 
@@ -42,8 +43,26 @@ def edge(
 
 
 for command in (
-    plan, build, run, chat, inspect, verify, profile, targets, devices, models, doctor, keygen, sign, diff, apply, rollback, push, pull,
-):  # fmt: skip
+    plan,
+    build,
+    run,
+    chat,
+    serve,
+    inspect,
+    verify,
+    profile,
+    targets,
+    devices,
+    models,
+    doctor,
+    keygen,
+    sign,
+    diff,
+    apply,
+    rollback,
+    push,
+    pull,
+):
     app.command()(command)
 app.add_typer(cache, name="cache")
 

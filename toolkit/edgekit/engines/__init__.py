@@ -9,8 +9,9 @@ class Engine:
 
     The ``export`` module offers  ``export(model, scheme, target, directory, progress) -> Exported``  (build.py's ``Export`` Protocol),
     the ``session`` module  ``open_session(directory, manifest) -> Session``, and beside it
-    a ``profile`` module    what ``observing.Observer`` lists; the ``read`` module, of an engine whose files hold weights,
-    ``open_stored(directory, manifest, model) -> Stored`` (stored.py's Protocol).
+    a ``profile`` module    what ``observing.Observer`` lists,
+    the ``read`` module, of an engine whose files hold weights, ``open_stored(directory, manifest, model) -> Stored`` (stored.py's
+    Protocol).
     """
 
     export: str

@@ -128,9 +128,7 @@ def parse_limit(text: str) -> Limit:
         return Limit(text, name, at, cast(Sign, sign), value, True)
     if unit not in UNITS or KINDS.get(name, "s") not in UNITS[unit][1]:
         fitting = [key for key, (_, kinds) in UNITS.items() if key and KINDS.get(name, "s") in kinds]
-        raise UsageError(
-            f"--fail-if {text!r}: {name} is no figure in {unit!r}; wanted {', '.join(fitting)}, or x for a multiple of the baseline's"
-        )
+        raise UsageError(f"--fail-if {text!r}: {name} is not measured in {unit!r}; wanted {', '.join(fitting)}, or x times the baseline's")
     return Limit(text, name, at, cast(Sign, sign), value * UNITS[unit][0], False)
 
 

@@ -34,7 +34,7 @@ def two(first: Report, second: Report, names: tuple[str, str]) -> str:
     different = [list(row) for row in compare.differences(first, second)]
     head = ["", *names, *compare.HEAD[3:]]
     body = [
-        page.table(head, compare.rows(found), numbers=[1, 2, 3, 4]),
+        page.table(head, compare.rows(found), numbers=[1, 2, 3, 4, 5]),
         page.paragraph(compare.METHOD),
         charts(list(plots(list(zip(names, (first, second), strict=True))))),
         page.heading("What else differs"),
