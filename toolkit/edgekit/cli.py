@@ -22,7 +22,7 @@ app = typer.Typer(
     help="Quantize a small language model once and run it on any edge engine.",
     epilog="Exit codes: 0 done, 1 anything else, 2 usage, 3 model, 4 target, 5 engine missing, 6 artifact, 7 context overrun, "
     "8 chat template, 9 output, 10 download, 11 engine, 12 fidelity, 14 signature, 15 performance, 16 does not fit the device, "
-    "130 Ctrl-C.",
+    "17 remote, 130 Ctrl-C.",
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     no_args_is_help=True,

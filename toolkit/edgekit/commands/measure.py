@@ -3,12 +3,17 @@
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from edgekit.commands.common import Json, Threads, command
-from edgekit.errors import UsageError
+from edgekit.errors import RemoteError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from edgekit.remote.address import HubDevice
 
 
 @command
@@ -42,6 +47,13 @@ def profile(
         list[str] | None,
         typer.Option("--fail-if", metavar="LIMIT", help="Fail where this holds, as 'decode < 0.9x'; may be repeated."),
     ] = None,
+    on: Annotated[
+        str | None,
+        typer.Option(
+            "--on", metavar="WHERE", help="Elsewhere: ssh://[user@]host[:port][/folder], adb:SERIAL or aihub:DEVICE.", show_default=False
+        ),
+    ] = None,
+    keep: Annotated[bool, typer.Option("--keep/--no-keep", help="With --on: leave runtime and artifact there for the next time.")] = True,
     threads: Threads = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="No word of what is being measured.")] = False,
     json: Json = False,
@@ -50,7 +62,7 @@ def profile(
     from edgekit import console
     from edgekit.profile import judging, report, run, saving
 
-    limits = judging.limits(fail_if or [])
+    limits, broken = judging.limits(fail_if or []), None
     device = saving.place(save) if save is not None else None
     if compare is not None:
         if directory is not None or baseline is not None:
@@ -65,8 +77,23 @@ def profile(
         wanted = report.Settings(tuple(prompt or ()), tokens, rounds, loads, threads, sustained)
         said = "edge " + shlex.join(sys.argv[1:])
         tell = console.hide if quiet else console.notice
-        found = run.profile(directory, wanted, journal_path=journal, trace=trace, command=said, tell=tell)
-    seen = judging.judge(found, before, limits, names)
+        if on is None:
+            found = run.profile(directory, wanted, journal_path=journal, trace=trace, command=said, tell=tell)
+        else:
+            from edgekit.remote.address import HubDevice, address
+            from edgekit.remote.command import profile_elsewhere
+
+            place = address(on)
+            if isinstance(place, HubDevice):
+                if any((html, before, limits, trace, device)):
+                    raise UsageError("AI Hub runs single graphs, nothing to compare with: --on aihub: goes with --journal and --json alone")
+                _show_hub(place, directory, journal, said, tell, json=json)
+                return
+            with console.progress(quiet=quiet or json) as progress:
+                found, broken = profile_elsewhere(
+                    place, directory, wanted, journal_path=journal, trace=trace, keep=keep, command=said, tell=tell, progress=progress
+                )
+    seen = judging.judge(found, before, limits, names, broken)
     if device is not None:
         saving.save(device, found)
     if html is not None:
@@ -79,3 +106,20 @@ def profile(
         print(f"edge: error: {problem}", file=sys.stderr)
     if seen.problems:
         raise typer.Exit(seen.problems[0].exit_code)
+
+
+def _show_hub(place: "HubDevice", directory: Path, journal: Path | None, said: str, tell: "Callable[[str], None]", *, json: bool) -> None:
+    from dataclasses import asdict
+
+    from edgekit import console
+    from edgekit.artifact import load_artifact
+    from edgekit.remote.aihub import as_lines, profile_in_hub
+
+    found = profile_in_hub(place.name, place.os, load_artifact(directory), journal, said, tell)
+    if json:
+        console.show_json(asdict(found))
+    else:
+        head, *rows = as_lines(found)
+        console.show_table(head, rows)
+    if found.missing:
+        raise typer.Exit(RemoteError.exit_code)

@@ -33,12 +33,14 @@ def names(paths: tuple[Path, Path]) -> tuple[str, str]:
     return (one.stem, other.stem) if one.stem != other.stem else (str(one), str(other))
 
 
-def judge(found: Report, before: Report | None, wanted: Sequence[Limit], called: tuple[str, str]) -> Seen:
-    """Raises UsageError for a limit on what was not measured."""
+def judge(
+    found: Report, before: Report | None, wanted: Sequence[Limit], called: tuple[str, str], broken: EdgekitError | None = None
+) -> Seen:
+    """broken: why the run ended early, where that is known. Raises UsageError for a limit on what was not measured."""
     problems: list[EdgekitError] = list(compare.check(wanted, found, before))
     if not found.complete:
         failed = [f"{part.part}: {part.reason}" for part in found.missing if not part.cannot]
-        problems.insert(0, EngineError(f"not everything was measured: {'; '.join(failed)}"))
+        problems.insert(0, broken or EngineError(f"not everything was measured: {'; '.join(failed)}"))
     return Seen(found, before, tuple(compare.compare(before, found)) if before is not None else (), called, tuple(problems))
 
 

@@ -15,7 +15,7 @@ from edgekit.errors import EngineError, UsageError
 from edgekit.parallel import cores
 from edgekit.profile import compose, files, journal, machine
 from edgekit.profile.journal import Journal
-from edgekit.profile.report import FORMAT, VERSION, Report, Settings
+from edgekit.profile.report import FORMAT, VERSION, Machine, Report, Settings, Subject
 from edgekit.profile.subject import subject, weight_files
 from edgekit.profile.trace import operators
 
@@ -55,7 +55,7 @@ def profile(directory: Path, wanted: Settings, *, journal_path: Path | None, tra
     clock = time.monotonic()
     with _journal(journal_path) as path:
         same = {"manifest_sha256": of.manifest_sha256, "processor": here.processor, "edgekit": __version__, **asdict(settings)}
-        started = journal.start(path, same, began)
+        journal.start(path, same, began)
         reason = ""
         try:
             _measure(artifact, settings, path, tell)
@@ -68,6 +68,12 @@ def profile(directory: Path, wanted: Settings, *, journal_path: Path | None, tra
     if trace is not None and not reason:
         tell("operators")
         shares = operators(artifact.directory, settings.prompts[0], settings.threads, trace)
+    report = composed(artifact, settings, of, held, here, command, reason)
+    return replace(report, seconds=time.monotonic() - clock, operators=shares)
+
+
+def composed(artifact: Artifact, settings: Settings, of: Subject, held: Journal, here: Machine, command: str, reason: str) -> Report:
+    """The report of what a journal holds. reason: why nothing more came, where something is missing."""
     limit = compose.bandwidth(held)
     lacking = tuple(compose.missing(held, settings, reason))
     shared = limit if observer(of.engine).host_memory(artifact.manifest) else None
@@ -76,8 +82,8 @@ def profile(directory: Path, wanted: Settings, *, journal_path: Path | None, tra
         version=VERSION,
         producer=f"edgekit {__version__}",
         command=command,
-        began=started.began,
-        seconds=time.monotonic() - clock,
+        began=held.began,
+        seconds=0.0,
         complete=all(part.cannot for part in lacking),
         subject=of,
         machine=here,
@@ -90,7 +96,7 @@ def profile(directory: Path, wanted: Settings, *, journal_path: Path | None, tra
         memory=compose.memory(held, settings),
         energy=compose.energy(held),
         sustained=compose.sustained(held),
-        operators=shares,
+        operators=None,
         missing=lacking,
     )
 
