@@ -23,7 +23,7 @@ from edgekit.artifact import (
     list_files,
 )
 from edgekit.cache import Cache, make_room, open_cache, prune, source_files
-from edgekit.calibrate import calibrate, calibration_tokens, method
+from edgekit.calibrate import calibrate, calibration_tokens, kept_as
 from edgekit.catalog import resolve
 from edgekit.checkpoint import reading
 from edgekit.companions import TEMPLATE, Companions, companion_files, read_companions, write_companions
@@ -115,8 +115,8 @@ def build(
         quantizer = Quantizer(threads, cache, sources, ledger=ledger)
         if sequences:
             # Without the user's cache the blocks lie beside what they become, and go with it.
-            store = Kept(cache or Cache(staging / CALIBRATED, sys.maxsize), sources, method(sequences))
-            calibrate(opened, quant, sequences, store, progress)
+            store = Kept(cache or Cache(staging / CALIBRATED, sys.maxsize), sources, kept_as(quant, opened, "awq-gptq", sequences))
+            opened = calibrate(opened, quant, "awq-gptq", sequences, store, progress)
             quantizer = replace(quantizer, calibrated=store)
         exported = exporter.export(opened, quant, wanted, staging, progress, quantizer)
         shutil.rmtree(staging / CALIBRATED, ignore_errors=True)
