@@ -7,6 +7,7 @@ they leave in its outputs, on the same inputs: a small error's divergence grows 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -68,7 +69,7 @@ def sensitivities(
     reference = head(decoder, last.__getitem__, hidden)
 
     def divergence(found: F32) -> float:
-        return float(compare(reference, found, tokens).kl.mean())
+        return float(compare(reference, found, tokens.tolist()).kl.mean())
 
     kl = [divergence(head(decoder, last.__getitem__, copy)) for copy in copies]
     losses = [[k * ratio for ratio in r] for k, r in zip(kl, ratios, strict=True)]
@@ -81,7 +82,7 @@ def sensitivities(
 
 def _spans(starts: np.ndarray[tuple[int], np.dtype[np.int64]], copies: int) -> list[slice]:
     total = int(starts[-1])
-    return [slice(int(a) + c * total, int(b) + c * total) for c in range(copies) for a, b in zip(starts[:-1], starts[1:], strict=True)]
+    return [slice(int(a) + c * total, int(b) + c * total) for c in range(copies) for a, b in pairwise(starts)]
 
 
 def _forked(

@@ -15,7 +15,7 @@ PLACES = 1 << 18
 
 
 def allocate(costs: Sequence[Sequence[int]], losses: Sequence[Sequence[float]], budget: int) -> list[int] | None:
-    """For each item the index of its option: the least sum of ``losses`` with a sum of ``costs`` up to ``budget``. None: there is no choice.
+    """For each item the index of its option: the least sum of ``losses`` with a sum of ``costs`` up to ``budget``. None: there is none.
 
     Of equal losses the cheaper sum is taken.
     """
