@@ -16,12 +16,13 @@ from edgekit.build import build
 from edgekit.calibrate import calibration_tokens
 from edgekit.catalog import resolve
 from edgekit.errors import OutputError, UsageError
-from edgekit.fidelity import QUICK, default_text, measure
+from edgekit.fidelity import default_text, measure
 from edgekit.models import open_model
 from edgekit.progress import silent
 from edgekit.quant import Format, QuantizedTensor, dequantize, quantize
 from edgekit.quant.gptq import quantize_for
 from edgekit.quant.rtn import F32
+from edgekit.windows import QUICK
 from tiny_artifact import write_target
 from tiny_phi import text as tiny_text
 
@@ -81,7 +82,7 @@ def test_a_calibrated_build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("EDGEKIT_CACHE", str(tmp_path / "cache"))
     model = make_checkpoint(tmp_path / "m", "phi3-longrope")
     kept = build(model, target="cpu", output=tmp_path / "a", calibration=TEXT)
-    assert kept.calibration is not None and kept.calibration.method == "gptq" and kept.calibration.tokens > 500
+    assert kept.calibration is not None and kept.calibration.method == "awq-gptq" and kept.calibration.tokens > 500
     plain = build(model, target="cpu", output=tmp_path / "b")
     assert plain.calibration is None
     differ = {name for name in kept.weights if kept.weights[name] != plain.weights[name]}
