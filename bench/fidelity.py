@@ -75,6 +75,7 @@ CALIBRATION = {256: 32, 512: 32}
 """Length of a sequence in tokens, and how many of it: 24,576 tokens."""
 SEED = 77
 OUTSIDE = ("embed_tokens", "lm_head")
+JOB = "job.json"
 
 
 @dataclass(frozen=True)
@@ -171,7 +172,7 @@ def measured(subject: Subject, made: Own) -> Row:
     return Row(made.name, made.calibrated, made.seconds, layers, whole)
 
 
-def prepare(subject: Subject, directory: Path, only: Sequence[str]) -> None:
+def prepare(subject: Subject, directory: Path) -> None:
     """Writes the job that the peers read."""
     directory.mkdir(parents=True, exist_ok=True)
     model = subject.model
@@ -189,18 +190,17 @@ def prepare(subject: Subject, directory: Path, only: Sequence[str]) -> None:
         "checkpoint": str(model.checkpoint.directory),
         "calibration": subject.calibration,
         "config": dict(model.checkpoint.config),
-        "only": list(only),
     }
-    (directory / "job.json").write_text(json.dumps(told), encoding="utf-8")
+    (directory / JOB).write_text(json.dumps(told), encoding="utf-8")
 
 
-def ask_peer(peer: str, python: Path, job: Path, out: Path) -> None:
+def ask_peer(peer: str, python: Path, job: Path, out: Path, only: Sequence[str]) -> None:
     """Runs a peer; what it says goes to a file beside its weights."""
     out.mkdir(parents=True, exist_ok=True)
     quiet = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1", "HF_HOME": str(job / "hf")}
     kept = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     with (out / f"{peer}.log").open("w", encoding="utf-8") as log:
-        command = [str(python), str(ROOT / "bench/peers" / f"{peer}.py"), str(job), str(out)]
+        command = [str(python), str(ROOT / "bench/peers" / f"{peer}.py"), str(job), str(out), *only]
         subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env=kept | quiet, check=False)
 
 
@@ -220,7 +220,8 @@ def bench(asked: argparse.Namespace, scratch: Path, name: str, pythons: Mapping[
     """The figures of a checkpoint as far as they are known, more after each peer."""
     test = subject(name, asked.each)
     place = scratch / name
-    prepare(test, place, asked.method)
+    if not (asked.reuse and (place / JOB).is_file()):
+        prepare(test, place)
     found: dict[str, object] = {
         "weights_sha256": hashlib.sha256((test.model.checkpoint.directory / "model.safetensors").read_bytes()).hexdigest(),
         "parameters": test.model.parameters,
@@ -234,7 +235,7 @@ def bench(asked: argparse.Namespace, scratch: Path, name: str, pythons: Mapping[
             made = (method(test.model, test.calibration) for method in METHODS if chosen(asked.method, method.name))
         else:
             if not (asked.reuse and out.is_dir()):
-                ask_peer(peer, pythons[peer], place, out)
+                ask_peer(peer, pythons[peer], place, out, asked.method)
             made = (weights for weights in peers_weights(out) if chosen(asked.method, weights.name))
             failed |= failures(out)
         for one in made:

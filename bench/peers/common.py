@@ -21,15 +21,12 @@ F32 = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Job:
-    """checkpoint: in Hugging Face layout. calibration: token sequences. config: the checkpoint's config.json. only: methods to make, by
-    parts of their names (all if empty).
-    """
+    """checkpoint: in Hugging Face layout. calibration: token sequences. config: the checkpoint's config.json."""
 
     directory: Path
     checkpoint: Path
     calibration: list[list[int]]
     config: dict[str, object]
-    only: tuple[str, ...]
 
     def weights(self) -> dict[str, F32]:
         return load_file(self.directory / "canonical.safetensors")
@@ -63,12 +60,14 @@ Method = Callable[[Job], Made]
 
 
 def run(methods: Mapping[str, Method]) -> None:
-    """The peer's ``main``: JOB and OUT from the command line, a file in OUT for each method, the reason where one fails."""
-    place, out = Path(sys.argv[1]), Path(sys.argv[2])
+    """The peer's ``main``: JOB, OUT and parts of the names of methods (none for all) from the command line; a file in OUT for each method,
+    or the reason why it fails.
+    """
+    place, out, only = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:]
     told = json.loads((place / "job.json").read_text(encoding="utf-8"))
-    job = Job(place, Path(told["checkpoint"]), told["calibration"], told["config"], tuple(told["only"]))
+    job = Job(place, Path(told["checkpoint"]), told["calibration"], told["config"])
     for name, method in methods.items():
-        if job.only and not any(part in name for part in job.only):
+        if only and not any(part in name for part in only):
             continue
         path = out / (name.replace(" ", "_").replace("/", "-") + ".safetensors")
         try:
