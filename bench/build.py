@@ -12,7 +12,6 @@ configuration decides). A converter that is killed for the memory it takes is re
 
 import argparse
 import json
-import os
 import shutil
 import statistics
 import subprocess
@@ -123,7 +122,7 @@ def one(route: Route, python: Path, model: Path, scratch: Path, keep: bool) -> d
     out = scratch / route.name.replace(" ", "_").replace("/", "-")
     shutil.rmtree(out, ignore_errors=True)
     log = scratch / f"{out.name}.log"
-    environment = {**quiet_environment(scratch), "EDGEKIT_CACHE": str(scratch / "cache" / "edgekit")}
+    environment = {**measure.quiet_environment(scratch), "EDGEKIT_CACHE": str(scratch / "cache" / "edgekit")}
     if EMPTY_CACHE in route.name:
         shutil.rmtree(environment["EDGEKIT_CACHE"], ignore_errors=True)
     if FROM_CACHE in route.name:  # another build of these weights has been there before
@@ -140,13 +139,6 @@ def one(route: Route, python: Path, model: Path, scratch: Path, keep: bool) -> d
     if usage.status or not keep:
         shutil.rmtree(out, ignore_errors=True)
     return result
-
-
-def quiet_environment(scratch: Path) -> dict[str, str]:
-    """No hub, no telemetry, and the caches of all tools in the scratch folder."""
-    home = {"HF_HOME": str(scratch / "hf"), "XDG_CACHE_HOME": str(scratch / "cache")}
-    inherited = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    return {**inherited, **home, "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1"}
 
 
 def median(runs: list[dict[str, object]], key: str) -> float:

@@ -53,7 +53,7 @@ class EngineInfo:
 
 @dataclass(frozen=True)
 class SchemeInfo:
-    """exceptions: canonical weight name -> format, for what is stored otherwise than its kind."""
+    """exceptions: canonical weight name -> format, for what is stored otherwise than its kind. method: how 4-bit weights were rounded."""
 
     name: str
     bits_per_weight: float
@@ -61,6 +61,7 @@ class SchemeInfo:
     embedding: TensorFormat
     lm_head: TensorFormat
     exceptions: Mapping[str, TensorFormat]
+    method: str = "search"
 
 
 @dataclass(frozen=True)
@@ -144,11 +145,45 @@ class CalibrationInfo:
 
 
 @dataclass(frozen=True)
+class FidelityPart:
+    """Figures (docs/fidelity.md) of one kind of window, ``context`` tokens or fewer before each position. error: standard error of the
+    mean, None of a single position."""
+
+    name: str
+    context: int
+    positions: int
+    mean_kl: float
+    mean_kl_error: float | None
+    kl_p999: float
+    same_top: float
+    rms_delta_p: float
+    reference_perplexity: float
+    perplexity: float
+
+
+@dataclass(frozen=True)
+class FidelityInfo:
+    """How far the artifact's predictions are from its checkpoint's, as measured when it was built.
+
+    verified: "quick": the portable weights in the reference decoder; "full": the artifact itself, by its engine; "not verified" for the
+    ``reason`` given. reference: what was compared with. max_kl, min_top1: the limits that were kept.
+    """
+
+    verified: Literal["quick", "full", "not verified"]
+    reason: str | None = None
+    reference: str | None = None
+    text_sha256: str | None = None
+    max_kl: float | None = None
+    min_top1: float | None = None
+    parts: tuple[FidelityPart, ...] = ()
+
+
+@dataclass(frozen=True)
 class Manifest:
     """All that a runtime needs to know of an artifact, and all that a user may ask about its origin.
 
     weights: canonical weight name -> digest of its portable form, equal on every engine (docs/artifact.md); empty where not recorded.
-    calibration: None where 4-bit weights were rounded by themselves.
+    calibration: None where 4-bit weights were rounded by themselves. fidelity: None where an older edgekit did not measure it.
     """
 
     format: Literal["edgekit"]
@@ -165,6 +200,7 @@ class Manifest:
     files: Mapping[str, FileInfo]
     weights: Mapping[str, str] = field(default_factory=dict)
     calibration: CalibrationInfo | None = None
+    fidelity: FidelityInfo | None = None
 
     def to_json(self) -> str:
         """The text of ``edgekit.json``: keys in the order of the specification, two spaces, one line feed at the end."""

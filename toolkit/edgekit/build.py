@@ -1,20 +1,20 @@
 """One command's worth of work: a model and a target become an artifact. Checks first, then the long job, then one rename."""
 
-import hashlib
 import importlib
 import re
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol, cast
 
 from edgekit import __version__
 from edgekit.artifact import (
-    CalibrationInfo,
+    Artifact,
     ContextInfo,
     EngineInfo,
+    FidelityInfo,
     Manifest,
     ModelInfo,
     SchemeInfo,
@@ -23,26 +23,27 @@ from edgekit.artifact import (
     list_files,
 )
 from edgekit.cache import Cache, make_room, open_cache, prune, source_files
-from edgekit.calibrate import calibrate, calibration_tokens, method
 from edgekit.catalog import resolve
 from edgekit.checkpoint import reading
 from edgekit.companions import TEMPLATE, Companions, companion_files, read_companions, write_companions
-from edgekit.conformance import greedy_vectors, text_vectors
+from edgekit.conformance import NOT_VERIFIED, greedy_vectors, text_vectors
 from edgekit.digest import Ledger, weight_digests
 from edgekit.engines import ENGINES
 from edgekit.engines.exported import Exported, Footprint
 from edgekit.errors import EngineMissing, OutputError, TargetError, UsageError
+from edgekit.fidelity_gate import Gate, Limits, Quantized, pass_gate, report_place
+from edgekit.fitting import CALIBRATED, Fitted, fit, settle, within_budget
 from edgekit.models import Model, open_model
 from edgekit.output import check_free, check_output, flush, seal, writing
+from edgekit.precision import Budget
 from edgekit.progress import Progress, silent
 from edgekit.quant.scheme import Format, QuantScheme
 from edgekit.quant.scheme import scheme as load_scheme
-from edgekit.quantized import Kept, Quantizer
+from edgekit.quantized import Quantizer
 from edgekit.target import Target, load_target
 
 COMPANION_BYTES = 32_000_000
 """More than tokenizer, graph and licence take beside the weights."""
-CALIBRATED = ".calibrated"
 SMALLEST_CONTEXT = 256
 """Tokens; advising less would help nobody."""
 
@@ -62,6 +63,20 @@ class Exporter(Protocol):
         """Writes graph, weights and the engine's own configuration into ``directory``, which already holds the tokenizer's files."""
 
 
+@dataclass(frozen=True)
+class Job:
+    """All that is settled before the weights are. gate: None for an artifact that is not to be verified."""
+
+    model: Model
+    scheme: QuantScheme
+    target: Target
+    exporter: Exporter
+    companions: Companions
+    fitted: Fitted
+    gate: Gate | None
+    quantizer: Quantizer
+
+
 def build(
     model: str | Path,
     *,
@@ -74,7 +89,12 @@ def build(
     force: bool = False,
     cached: bool = True,
     verify: bool = True,
+    full: bool = False,
+    limits: Limits = Limits(),  # noqa: B008 (frozen)
     calibration: str | None = None,
+    method: str | None = None,
+    bits: float | None = None,
+    fit_bytes: int | None = None,
     progress: Progress = silent,
     threads: int | None = None,
 ) -> Manifest:
@@ -84,57 +104,84 @@ def build(
     target:  a name (``edgekit.targets()``) or the path of a ``.toml`` file; ``scheme`` and ``context`` (tokens) replace its own.
     force:   replace an artifact that is already there, once the new one is complete.
     cached:  take quantized weights from the cache and keep new ones there (``edge cache list``).
-    verify:  open the artifact with its own engine, in a process of its own, and record what it answers (conformance vectors). False says
-             "not verified" in the manifest; nothing then holds more than a few blocks of weights in memory.
-    calibration: text like what the model will meet, 10,000 tokens or more: 4-bit weights are rounded for it (GPTQ, ``calibrate.py``), which
-             takes a pass of the reference decoder over it. None rounds by the weights alone.
+    verify:  compare the quantized weights with the checkpoint (``fidelity_gate.py``), open the artifact with its own engine, in another
+             process, and record what it answers (conformance vectors). False says "not verified" in the manifest; nothing then holds more
+             than a few blocks of weights in memory.
+    full:    measure the artifact itself as well, through its engine, on more text and beyond a long LongRoPE switch.
+    limits:  beyond which nothing is written but a report beside ``output``; what they leave open is the scheme's own.
+    calibration: text like what the model will meet, 10,000 tokens or more: 4-bit weights are fitted to it (``calibrate.py``), which takes
+             a pass of the reference decoder over it.
+    method:  how (``fitting.METHODS``). One that needs a text and is given none takes the model's own or edgekit's. None: the best one where
+             there is a text, else ``search``, which looks at the weights only.
+    bits, fit_bytes: a budget of storage for each weight, or of the artifact's weights in all; matrices get finer formats than the scheme's
+             where that does most (``precision.py``).
     threads: that hash and quantize, and of the engine when it computes the conformance vectors; None takes every core. The artifact is
              the same, byte for byte.
-    Raises UsageError, ModelError, TargetError, EngineMissing, TemplateError, OutputError, DownloadError or EngineError; then, as
-    after Ctrl-C, nothing is left behind.
+    Raises UsageError, ModelError, TargetError, EngineMissing, TemplateError, OutputError, DownloadError, EngineError
+    or FidelityError (with a report); then, as after Ctrl-C, nothing else is left behind.
     """
+    if not verify and (full or limits != Limits()):
+        raise UsageError("limits of fidelity and a full verification contradict --no-verify; give one of them")
     output = Path(output)
     wanted, quant, exporter = check_request(target, output, scheme=scheme, force=force)
     opened = open_model(resolve(str(model), revision=revision, offline=offline, progress=progress))
     wanted = replace(wanted, context=_context(opened, wanted, context))
     companions = read_companions(opened.checkpoint, opened.decoder.vocab_size)
-    if calibration is not None and quant.linear.symmetric:
-        raise UsageError(f"{quant.name} cannot be calibrated: its zero points are fixed; choose another --scheme, or leave out --calibrate")
-    sequences = _sequences(calibration, companions, opened)
+    if bits is not None and fit_bytes is not None:
+        raise UsageError("--bits and --fit contradict each other; give one of them")
+    budget = Budget(bits, fit_bytes) if bits is not None or fit_bytes is not None else None
+    fitted = settle(opened, companions, quant, method=method, calibration=calibration, budget=budget)
     exporter.check(opened, quant, wanted)
+    cache = open_cache() if cached else None
+    quantizer = _quantizer(opened, cache, progress, threads)
+    quant = within_budget(opened, quant, fitted, lambda s: exporter.footprint(opened, s, wanted).weights, quantizer, progress)
     size = exporter.footprint(opened, quant, wanted)
     _check_footprint(size, opened, quant, wanted, output)
-    cache = open_cache() if cached else None
     if cache is not None:
         make_room(cache, size.weights)
+    job = Job(opened, quant, wanted, exporter, companions, fitted, Gate(limits, full) if verify else None, quantizer)
     with writing(output, force=force) as staging:
-        write_companions(companions, opened.checkpoint, staging)
-        with reading(opened.checkpoint.directory):
-            sources = source_files(_model_files(opened), cache, progress, threads)
-        ledger = Ledger()
-        quantizer = Quantizer(threads, cache, sources, ledger=ledger)
-        if sequences:
-            # Without the user's cache the blocks lie beside what they become, and go with it.
-            store = Kept(cache or Cache(staging / CALIBRATED, sys.maxsize), sources, method(sequences))
-            calibrate(opened, quant, sequences, store, progress)
-            quantizer = replace(quantizer, calibrated=store)
-        exported = exporter.export(opened, quant, wanted, staging, progress, quantizer)
-        shutil.rmtree(staging / CALIBRATED, ignore_errors=True)
-        files = {path.name: source.sha256 for path, source in sources.items()}
-        manifest = _manifest(opened, quant, wanted, companions, exported, files)
-        manifest = replace(manifest, weights=weight_digests(opened, ledger), calibration=_calibration(sequences, calibration))
-        if verify:
-            with greedy_vectors(staging, manifest, companions, threads) as computed:
-                manifest = replace(manifest, files=list_files(staging, progress))
-                if sys.platform != "win32":  # there a file that the engine has open cannot be opened to be flushed
-                    flush(staging)  # the disk works while the engine computes
-                manifest = replace(manifest, conformance=replace(manifest.conformance, greedy=computed()))
-        else:
-            manifest = replace(manifest, files=list_files(staging, progress))
+        manifest = _make(job, staging, output, progress)
         seal(staging, manifest)
+    report_place(output).unlink(missing_ok=True)
     if cache is not None:
         prune(cache, cache.limit)
     return manifest
+
+
+def _make(job: Job, staging: Path, output: Path, progress: Progress) -> Manifest:
+    """Writes everything but the manifest, which is returned."""
+    companions = job.companions
+    write_companions(companions, job.model.checkpoint, staging)
+    ledger = Ledger()
+    model, quantizer = fit(job.model, job.scheme, job.fitted, replace(job.quantizer, ledger=ledger), staging, progress)
+    exported = job.exporter.export(model, job.scheme, job.target, staging, progress, quantizer)
+    weights = weight_digests(model, ledger)
+    manifest = _manifest(job, exported, weights, {path.name: source.sha256 for path, source in quantizer.sources.items()})
+    if job.gate is not None:
+        # A template must be among the files, and these are listed later.
+        artifact = Artifact(staging, replace(manifest, chat_template=None))
+        made = Quantized(job.model, model, job.scheme, replace(quantizer, ledger=None), weights)
+        manifest = replace(manifest, fidelity=pass_gate(job.gate, made, companions, artifact, output, progress))
+    shutil.rmtree(staging / CALIBRATED, ignore_errors=True)
+    return _listed(job, manifest, staging, progress)
+
+
+def _listed(job: Job, manifest: Manifest, staging: Path, progress: Progress) -> Manifest:
+    """With the digests of all files and, unless it is not to be verified, what the engine answers."""
+    if job.gate is None:
+        return replace(manifest, files=list_files(staging, progress))
+    with greedy_vectors(staging, manifest, job.companions, job.quantizer.threads) as computed:
+        manifest = replace(manifest, files=list_files(staging, progress))
+        if sys.platform != "win32":  # there a file that the engine has open cannot be opened to be flushed
+            flush(staging)  # the disk works while the engine computes
+        return replace(manifest, conformance=replace(manifest.conformance, greedy=computed()))
+
+
+def _quantizer(model: Model, cache: Cache | None, progress: Progress, threads: int | None) -> Quantizer:
+    """With the digests of all checkpoint files that are read."""
+    with reading(model.checkpoint.directory):
+        return Quantizer(threads, cache, source_files(_model_files(model), cache, progress, threads))
 
 
 def check_request(target: str | Path, output: Path, *, scheme: str | None, force: bool) -> tuple[Target, QuantScheme, Exporter]:
@@ -213,9 +260,9 @@ def _check_footprint(size: Footprint, model: Model, scheme: QuantScheme, target:
         )
 
 
-def _manifest(
-    model: Model, scheme: QuantScheme, target: Target, companions: Companions, exported: Exported, files: Mapping[str, str]
-) -> Manifest:
+def _manifest(job: Job, exported: Exported, weights: Mapping[str, str], files: Mapping[str, str]) -> Manifest:
+    """files: digests of what was read. What is measured later says here that it was not."""
+    model, scheme, target, companions = job.model, job.scheme, job.target, job.companions
     source, decoder = model.checkpoint.source, model.decoder
     window = next((w for w in decoder.windows if w is not None and w < target.context), None)
     switch = decoder.rope.switch if decoder.rope.is_long(target.context) else None
@@ -234,29 +281,18 @@ def _manifest(
             _format(scheme.linear),
             _format(scheme.embedding),
             _format(scheme.lm_head),
-            exported.tensors,
+            {name: _format(form) for name, form in scheme.exceptions} | dict(exported.tensors),
+            job.fitted.method,
         ),
         context=ContextInfo(target.context, switch, window),
         tokens=companions.tokens,
         chat_template=None if companions.template is None else TEMPLATE,
         conformance=text_vectors(companions),
         files={},
+        weights=weights,
+        calibration=job.fitted.info,
+        fidelity=FidelityInfo("not verified", NOT_VERIFIED),
     )
-
-
-def _sequences(text: str | None, companions: Companions, model: Model) -> list[tuple[int, ...]]:
-    """The calibration text as tokens, within the LongRoPE switch."""
-    if text is None:
-        return []
-    tokens = companions.tokens
-    bos = [tokens.bos] if tokens.add_bos and tokens.bos is not None else []
-    return calibration_tokens(companions.tokenizer.encode(text), bos, model.decoder.rope.switch or model.decoder.context)
-
-
-def _calibration(sequences: Sequence[Sequence[int]], text: str | None) -> CalibrationInfo | None:
-    if text is None:
-        return None
-    return CalibrationInfo("gptq", sum(map(len, sequences)), hashlib.sha256(text.encode()).hexdigest())
 
 
 def _format(form: Format) -> TensorFormat:

@@ -10,7 +10,7 @@ from edgekit.cache import open_cache
 from edgekit.catalog import resolve
 from edgekit.console import table_lines
 from edgekit.errors import EdgekitError, FidelityError, UsageError
-from edgekit.fidelity import FULL, QUICK, Fidelity, default_text, measure
+from edgekit.fidelity import Fidelity, default_text, measure
 from edgekit.fidelity_gate import Limits, check
 from edgekit.models import open_model
 from edgekit.progress import Progress
@@ -18,6 +18,7 @@ from edgekit.quant.scheme import Format, scheme
 from edgekit.quantized import Quantizer
 from edgekit.resources import read_text
 from edgekit.tensor_errors import tensor_errors
+from edgekit.windows import FULL, QUICK
 
 
 @dataclass(frozen=True)
