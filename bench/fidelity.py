@@ -4,11 +4,11 @@
     python bench/fidelity.py --scratch DIR --checkpoint tiny-phi --only edgekit   # a quick look
     python bench/fidelity.py --scratch DIR --reuse --only mlx --out FILE          # the others' rows in FILE stay
 
-Every method hands over dequantized float32 weights; the reference decoder runs them, so that no engine's rounding enters. Two sets of
-figures: with only the layers' matrices quantized (embedding and lm_head as they were, their bits left out: quantizers compared and nothing
-else), and with all that the tool's file quantizes. Bits: what the file stores, scales and zero points included. Text: held-out prompts of
-tiny-phi's examination with their answers; what calibrates sees training conversations, all the same ones. Peers run in environments of
-their own below --scratch (bench/peers/); llama-cpp-python compiles.
+Every method hands over dequantized float32 weights; the reference decoder runs them, so that no engine's rounding enters. Only the layers'
+matrices are quantized, embedding and lm_head stay as they were and their bits are left out, so that quantizers are compared and nothing
+else; --whole adds the figures with all that the tool's file quantizes. Bits: what the file stores, scales and zero points included. Text:
+held-out prompts of tiny-phi's examination with their answers; what calibrates sees training conversations, all the same ones. Peers run
+in environments of their own below --scratch (bench/peers/); llama-cpp-python compiles.
 """
 
 import argparse
@@ -34,7 +34,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "toolkit"))
 
 from edgekit.catalog import resolve  # noqa: E402
-from edgekit.fidelity import Figures, compare, figures  # noqa: E402
+from edgekit.divergence import Figures, compare, figures  # noqa: E402
 from edgekit.models import Model, open_model  # noqa: E402
 from edgekit.progress import silent  # noqa: E402
 from edgekit.reference import reference_logits_many  # noqa: E402
@@ -71,8 +71,8 @@ SHOWN = (
 )
 CONTEXTS = ("up to 230 tokens", "300 to 600")
 """Lengths of the held-out prompts' context."""
-CALIBRATION = {256: 32, 512: 32}
-"""Length of a sequence in tokens, and how many of it: 24,576 tokens."""
+CALIBRATION = {256: 16, 512: 8}
+"""Length of a sequence in tokens, and how many of it: 8,192 tokens."""
 SEED = 77
 OUTSIDE = ("embed_tokens", "lm_head")
 JOB = "job.json"
@@ -80,15 +80,15 @@ JOB = "job.json"
 
 @dataclass(frozen=True)
 class Row:
-    """One method on one checkpoint. layers: figures with only the layers' matrices quantized. whole: with everything. Both hold mean KL in
-    nats a token, 99.9 % KL, share of same top-1, perplexity and bits a weight. seconds: for quantizing alone.
+    """One method on one checkpoint. layers: figures with only the layers' matrices quantized. whole: with everything, if that was asked
+    for. Both hold mean KL in nats a token, 99.9 % KL, share of same top-1, perplexity and bits a weight. seconds: for quantizing alone.
     """
 
     name: str
     calibrated: bool
     seconds: float
     layers: Mapping[str, float]
-    whole: Mapping[str, float]
+    whole: Mapping[str, float] | None
 
 
 @dataclass(frozen=True)
@@ -156,7 +156,7 @@ def as_row(f: Figures) -> dict[str, float]:
     }
 
 
-def measured(subject: Subject, made: Own) -> Row:
+def measured(subject: Subject, made: Own, *, whole: bool) -> Row:
     model = subject.model
     sizes = {name: float(np.prod(shape)) for name, shape in model.decoder.weight_shapes().items() if len(shape) == 2}
     inner = [name for name in sizes if name not in OUTSIDE]
@@ -168,8 +168,8 @@ def measured(subject: Subject, made: Own) -> Row:
         return made.weights[name] if name in made.weights and name not in keep else model.tensor(name)
 
     layers = figures_of(subject, lambda name: tensor(name, keep=OUTSIDE)) | {"bits": bits(inner)}
-    whole = figures_of(subject, tensor) | {"bits": bits(list(sizes))}
-    return Row(made.name, made.calibrated, made.seconds, layers, whole)
+    every = figures_of(subject, tensor) | {"bits": bits(list(sizes))} if whole else None
+    return Row(made.name, made.calibrated, made.seconds, layers, every)
 
 
 def prepare(subject: Subject, directory: Path) -> None:
@@ -200,7 +200,7 @@ def ask_peer(peer: str, python: Path, job: Path, out: Path, only: Sequence[str])
     quiet = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1", "HF_HOME": str(job / "hf")}
     kept = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     with (out / f"{peer}.log").open("w", encoding="utf-8") as log:
-        command = [str(python), str(ROOT / "bench/peers" / f"{peer}.py"), str(job), str(out), *only]
+        command = [str(python), str(ROOT / "bench/peers" / f"peer_{peer}.py"), str(job), str(out), *only]
         subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env=kept | quiet, check=False)
 
 
@@ -239,7 +239,7 @@ def bench(asked: argparse.Namespace, scratch: Path, name: str, pythons: Mapping[
             made = (weights for weights in peers_weights(out) if chosen(asked.method, weights.name))
             failed |= failures(out)
         for one in made:
-            rows[one.name] = asdict(show(measured(test, one))) | {"by": peer}
+            rows[one.name] = asdict(show(measured(test, one, whole=asked.whole))) | {"by": peer}
             yield found | {"rows": rows, "failed": failed}
 
 
@@ -249,7 +249,8 @@ def chosen(parts: Sequence[str], name: str) -> bool:
 
 def show(row: Row) -> Row:
     cells = " ".join(f"{row.layers[key]:.5f}" for key in ("bits", "mean_kl", "p999_kl", "same_top1", "perplexity"))
-    print(f"{row.name:42} {cells} | {row.whole['bits']:.3f} {row.whole['mean_kl']:.5f} | {row.seconds:.1f} s", file=sys.stderr, flush=True)
+    more = f" | whole {row.whole['bits']:.3f} {row.whole['mean_kl']:.5f}" if row.whole else ""
+    print(f"{row.name:42} {cells} | {row.seconds:.1f} s{more}", file=sys.stderr, flush=True)
     return row
 
 
@@ -259,6 +260,7 @@ def main() -> None:
     parser.add_argument("--only", action="append", choices=["edgekit", *PEERS], help="whose methods; may be repeated (default: all)")
     parser.add_argument("--method", action="append", default=[], help="a part of a method's name; may be repeated (default: all)")
     parser.add_argument("--each", type=int, default=4, help="held-out prompts for each of four tasks and two lengths")
+    parser.add_argument("--whole", action="store_true", help="also with embedding and lm_head quantized")
     parser.add_argument("--reuse", action="store_true", help="take peers' weights that lie in --scratch")
     parser.add_argument("--scratch", type=Path, help="environments and weights (default: a temporary folder)")
     parser.add_argument("--out", type=Path)

@@ -1,6 +1,5 @@
 """edgekit's own ways to quantize, as bench/fidelity.py measures them."""
 
-import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -11,12 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekit.cache import Cache, source_files
-from edgekit.calibrate import calibrate, method
+from edgekit.fidelity_gate import dequantized
+from edgekit.fitting import ALONE, Fitted, Method, fit, within_budget
 from edgekit.models import Model
+from edgekit.precision import Budget
 from edgekit.progress import silent
-from edgekit.quant import concatenate, dequantize, quantize
-from edgekit.quant.scheme import SCHEMES, QuantizedTensor, QuantScheme
-from edgekit.quantized import Kept, Matrix, cuts, load_block, matrices
+from edgekit.quant.scheme import QuantScheme, scheme
+from edgekit.quantized import Quantizer, matrices
 
 F32 = NDArray[np.float32]
 
@@ -33,49 +33,57 @@ class Own:
 
 
 @dataclass(frozen=True)
-class Method:
-    """A scheme with a way to find scales and codes: ``min/max``, ``search`` or ``calibrated``."""
+class Way:
+    """A scheme with a method. above: a budget, in bits a weight above what the scheme takes; None for no mixed precision."""
 
-    scheme: QuantScheme
-    way: str
+    scheme: str
+    method: Method
+    above: float | None = None
 
     @property
     def name(self) -> str:
-        return f"edgekit {self.scheme.name} {self.way}"
+        return f"edgekit {self.scheme} {self.method}{f' +{self.above} bits' if self.above else ''}"
 
     def __call__(self, model: Model, calibration: Sequence[Sequence[int]]) -> Own:
-        wanted = matrices(model, self.scheme)
+        """As ``edge build`` does it, on the calibration tokens of the bench."""
+        sources = source_files({info.file for info in model.checkpoint.tensors.values()}, None, silent, None)
         began = time.perf_counter()
-        if self.way == "calibrated":
-            made = calibrated(model, self.scheme, calibration, wanted)
-        else:
-            made = {m.weight: quantize(model.tensor(m.weight), m.format, name=m.weight, search=self.way == "search") for m in wanted}
+        with tempfile.TemporaryDirectory() as place:
+            quant = scheme(self.scheme)
+            fitted = Fitted(self.method, "", calibration, Budget(bits=bits(model, quant) + self.above) if self.above else None)
+            quantizer = Quantizer(cache=Cache(Path(place), 1 << 40), sources=sources)
+            quant = within_budget(model, quant, fitted, lambda _: 0, quantizer, silent)
+            other, quantizer = fit(model, quant, fitted, quantizer, Path(place), silent)
+            wanted = matrices(other, quant)
+            weights = {m.weight: dequantized(other, m, quantizer) for m in wanted}
         seconds = time.perf_counter() - began
-        bits = {m.weight: m.format.bits_per_weight * m.shape[0] * m.shape[1] for m in wanted}
-        return Own(self.name, {name: dequantize(t) for name, t in made.items()}, bits, seconds, self.way == "calibrated")
+        rest = {name: other.tensor(name) for name in other.decoder.weight_shapes() if name not in weights}
+        stored = {m.weight: m.format.bits_per_weight * m.shape[0] * m.shape[1] for m in wanted}
+        return Own(self.name, weights | rest, stored, seconds, self.method not in ALONE or self.above is not None)
 
 
-def calibrated(
-    model: Model, scheme: QuantScheme, calibration: Sequence[Sequence[int]], wanted: Sequence[Matrix]
-) -> dict[str, QuantizedTensor]:
-    """As ``edge build --calibrate`` does it."""
-    with tempfile.TemporaryDirectory() as place:
-        files = sorted({info.file for info in model.checkpoint.tensors.values()})
-        store = Kept(Cache(Path(place), sys.maxsize), source_files(files, None, silent, None), method(calibration))
-        calibrate(model, scheme, calibration, store, silent)
-
-        def kept(m: Matrix) -> QuantizedTensor:
-            if m.format.bits != 4:
-                return quantize(model.tensor(m.weight), m.format, name=m.weight)
-            blocks = [load_block(model, m, start, stop, store) for start, stop in cuts(m.shape)]
-            return concatenate([block for block in blocks if block is not None])
-
-        return {m.weight: kept(m) for m in wanted}
+def bits(model: Model, quant: QuantScheme) -> float:
+    """A weight's, over all matrices."""
+    every = matrices(model, quant)
+    return sum(m.format.bits_per_weight * m.shape[0] * m.shape[1] for m in every) / sum(m.shape[0] * m.shape[1] for m in every)
 
 
 METHODS = [
-    Method(scheme, way)
-    for scheme in SCHEMES.values()
-    for way in ("min/max", "search", "calibrated")
-    if way != "calibrated" or not scheme.linear.symmetric
+    Way("int4-g32", "minmax"),
+    Way("int4-g32", "search"),
+    Way("int4-g32", "awq-gptq"),
+    Way("int4-g64", "minmax"),
+    Way("int4-g64", "search"),
+    Way("int4-g64", "awq-gptq"),
+    Way("int4-g128", "minmax"),
+    Way("int4-g128", "search"),
+    Way("int4-g128", "awq"),
+    Way("int4-g128", "gptq"),
+    Way("int4-g128", "awq-gptq"),
+    Way("int4-g128", "search", 0.2),
+    Way("int4-g128", "awq-gptq", 0.2),
+    Way("int4-g128", "search", 0.5),
+    Way("int4-g128", "awq-gptq", 0.5),
+    Way("int4-sym-g128", "minmax"),
+    Way("int4-sym-g128", "search"),
 ]

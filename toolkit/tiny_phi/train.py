@@ -1,8 +1,8 @@
 """Trains tiny-phi, or one of its Mistral- and Llama-shaped siblings, on generated text and writes it in Hugging Face layout.
 
     PYTHONPATH=toolkit python -m tiny_phi.train --out toolkit/edgekit/tiny_phi
-    PYTHONPATH=toolkit python -m tiny_phi.train --shape mistral --steps 800 --tokens 640 --plain --out bench/data/tiny-mistral
-    PYTHONPATH=toolkit python -m tiny_phi.train --shape llama --steps 800 --tokens 640 --plain --out bench/data/tiny-llama
+    PYTHONPATH=toolkit python -m tiny_phi.train --shape mistral --steps 800 --stop 601 --tokens 640 --plain --out bench/data/tiny-mistral
+    PYTHONPATH=toolkit python -m tiny_phi.train --shape llama --steps 800 --stop 601 --tokens 640 --plain --out bench/data/tiny-llama
 
 Needs PyTorch (CPU is enough: tiny-phi takes about an hour on two cores with bfloat16 instructions). Muon (Jordan et al. 2024) for the
 matrices, AdamW for the rest; learning rate falling linearly. --plain: float32 and AdamW alone, twenty times faster a step without bfloat16
@@ -10,6 +10,7 @@ instructions, as PyTorch's Muon computes in bfloat16.
 """
 
 import argparse
+import itertools
 import json
 import queue
 import threading
@@ -155,7 +156,7 @@ def exact_match(model: nn.Module, shape: Shape, tokenizer: Tokenizer, task: str,
     return right / count
 
 
-def train(shape: Shape, steps: int, tokens: int, tokenizer: Tokenizer, log: Path, *, plain: bool, exams: int) -> Decoder:
+def train(shape: Shape, steps: int, tokens: int, tokenizer: Tokenizer, log: Path, *, plain: bool, exams: int, stop: int) -> Decoder:
     torch.manual_seed(SEED)
     model = Decoder(shape)
     matrices = [p for n, p in model.named_parameters() if p.dim() == 2 and "layers" in n]
@@ -168,7 +169,8 @@ def train(shape: Shape, steps: int, tokens: int, tokenizer: Tokenizer, log: Path
     optimizers: list[torch.optim.Optimizer] = [first, torch.optim.AdamW(others, lr=2e-3, betas=(0.9, 0.95), weight_decay=0.01)]
     base = [g["lr"] for o in optimizers for g in o.param_groups]
     started = time.monotonic()
-    for step, (ids, weights) in enumerate(batches(tokenizer, steps, tokens, shape.longest)):
+    made = batches(tokenizer, steps, tokens, shape.longest)
+    for step, (ids, weights) in enumerate(itertools.islice(made, stop)):
         rate = min((step + 1) / 100, 1.02 - step / steps)
         for group, lr in zip([g for o in optimizers for g in o.param_groups], base, strict=True):
             group["lr"] = lr * rate
@@ -259,6 +261,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--shape", choices=list(SHAPES), default="phi3")
     parser.add_argument("--steps", type=int, default=7000)
+    parser.add_argument("--stop", type=int, help="end after so many of the steps, with the learning rates of all (default: all)")
     parser.add_argument("--tokens", type=int, default=4096, help="tokens a step")
     parser.add_argument("--plain", action="store_true", help="float32 and AdamW alone")
     parser.add_argument("--exams", type=int, default=40, help="prompts a task and length, every 200 steps")
@@ -269,7 +272,16 @@ def main() -> None:
         torch.set_num_threads(arguments.threads)
     shape = SHAPES[arguments.shape]
     tokenizer = make_tokenizer(SEED, CONTEXT)
-    model = train(shape, arguments.steps, arguments.tokens, tokenizer, arguments.log, plain=arguments.plain, exams=arguments.exams)
+    model = train(
+        shape,
+        arguments.steps,
+        arguments.tokens,
+        tokenizer,
+        arguments.log,
+        plain=arguments.plain,
+        exams=arguments.exams,
+        stop=arguments.stop or arguments.steps,
+    )
     save(model, shape, tokenizer, arguments.out)
 
 
