@@ -1,4 +1,4 @@
-"""What the gate of `edge build` costs at full size: a random Phi-3.5-mini, built with --no-verify and then with the gate, by the same cache.
+"""What the gate of `edge build` costs at full size: a random Phi-3.5-mini, built with --no-verify, then measured by the gate.
 
     python bench/fidelity_full.py --scratch /scratch           # 7.6 GB of checkpoint, 2 GB of cache, 2 GB of artifact
     python bench/fidelity_full.py --layers 2                   # a quick look
@@ -8,6 +8,7 @@ checkpoint (another scheme) and then all of them (another target) lie in the cac
 """
 
 import argparse
+import importlib.metadata
 import json
 import shutil
 import subprocess
@@ -70,8 +71,13 @@ def main() -> None:
             subprocess.run([sys.executable, str(ROOT / "bench" / "synthetic.py"), "phi-3.5-mini", str(model), *layers], check=True)
         inherited = measure.quiet_environment(scratch)
         environment = {**inherited, "EDGEKIT_CACHE": str(scratch / "cache"), "PYTHONPATH": str(ROOT / "toolkit")}
-        result: dict[str, object] = {"command": " ".join(["python bench/fidelity_full.py", *sys.argv[1:]]), "machine": measure.machine()}
         runs: list[dict[str, object]] = []
+        result = {
+            "command": " ".join(["python bench/fidelity_full.py", *sys.argv[1:]]),
+            "machine": measure.machine(),
+            "numpy": importlib.metadata.version("numpy"),
+            "runs": runs,
+        }
         for scheme in asked.scheme or ["int4-g128"]:
             manifest = build(model, scheme, scratch, environment)
             for _ in range(2):
@@ -84,10 +90,9 @@ def main() -> None:
                     raise SystemExit(text)
                 runs.append({"scheme": scheme, **asdict(usage), "figures": [json.loads(line) for line in text.splitlines()]})
                 print(json.dumps(runs[-1]), flush=True)
+                asked.out.parent.mkdir(parents=True, exist_ok=True)
+                asked.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
             shutil.rmtree(manifest.parent)
-        result["runs"] = runs
-        asked.out.parent.mkdir(parents=True, exist_ok=True)
-        asked.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

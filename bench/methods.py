@@ -2,9 +2,9 @@
 
     python bench/methods.py tiny-phi /path/to/llama --tokens 8192 --out bench/results/methods.json
 
-The quantized weights run in the reference decoder against the checkpoint in float32 (``fidelity_gate.measure_weights``'s way), on text that no
-method sees: tiny-phi's own kind for it and for checkpoints with a ``verification.txt``, else edgekit's. Weights are fitted to the model's
-``calibration.txt``, else to edgekit's text. Peers are in bench/fidelity.py.
+The quantized weights run in the reference decoder against the checkpoint in float32, on text that no method sees: of tiny-phi's kind for
+checkpoints that have a ``verification.txt``, else edgekit's. Weights are fitted to the model's ``calibration.txt``, else to edgekit's text.
+Peers are in bench/fidelity.py.
 """
 
 import argparse

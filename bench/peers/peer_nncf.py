@@ -4,7 +4,8 @@ What AWQ moves into a node of its own before a MatMul is multiplied into the col
 """
 
 from collections.abc import Iterator
-from functools import partial
+from functools import cache, partial
+from pathlib import Path
 
 import nncf
 import numpy as np
@@ -15,8 +16,9 @@ from optimum.intel import OVModelForCausalLM
 AWQ_NODE = "/awq_mul"
 
 
-def export(job: Job) -> ov.Model:
-    return OVModelForCausalLM.from_pretrained(job.checkpoint, export=True, compile=False, load_in_8bit=False, dtype="float32").model
+@cache
+def export(checkpoint: Path) -> ov.Model:
+    return OVModelForCausalLM.from_pretrained(checkpoint, export=True, compile=False, load_in_8bit=False).model
 
 
 def inputs(job: Job) -> list[dict[str, np.ndarray]]:
@@ -110,7 +112,7 @@ def canonical(job: Job, node: ov.Node) -> list[str]:
 
 
 def quantize(job: Job, *, group: int, awq: bool = False, estimation: bool = False, gptq: bool = False) -> Made:
-    model = export(job)
+    model = export(job.checkpoint).clone()
     calibrated = awq or estimation or gptq
     options = {"awq": True} if awq else {}
     options |= {"scale_estimation": True} if estimation else {}

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,7 @@ from edgekit.catalog import resolve
 from edgekit.checkpoint import Source, open_checkpoint
 from edgekit.errors import EngineError, UsageError
 from edgekit.fidelity import Fidelity, default_text, measure
-from edgekit.fidelity_report import document, head, html, rows
+from edgekit.fidelity_report import head, html, rows
 from edgekit.models import Model, open_model
 from edgekit.progress import silent
 from edgekit.quant.scheme import Format, scheme
@@ -125,7 +125,7 @@ def test_the_reports(exact: Path) -> None:
     fidelity = measured(artifact_in(exact), exact / "model")
     manifest = load_artifact(artifact_in(exact)).manifest
     assert all(len(row) == len(head(fidelity)) for row in rows(fidelity))
-    json.dumps(document(fidelity, {"a": 0.1}), allow_nan=False)
+    json.dumps(asdict(fidelity), allow_nan=False)
     hostile = replace(manifest, model=replace(manifest.model, name="<script>alert(1)</script>"))
     text = html(hostile, fidelity, {"layers.0.q_proj": 0.1, "norm": 0.0})
     assert "<script" not in text and "&lt;script&gt;" in text

@@ -72,7 +72,9 @@ def test_a_folded_norm_is_the_same_in_either_precision() -> None:
     wanted = np.exp(rng.standard_normal(500) * 3).astype(np.float32)
     wanted[2] = 1e-3  # would leave float16
     new, by = folded_norm(gain, wanted)
-    np.testing.assert_array_equal(new[3:].astype(np.float16).astype(np.float32), new[3:])
+    moved = by != 1
+    assert moved[3:].mean() > 0.95, "but those that would be subnormal"
+    np.testing.assert_array_equal(new[moved].astype(np.float16).astype(np.float32), new[moved])
     np.testing.assert_allclose(new * by, gain, rtol=1e-6)
     assert (by[:3] == 1).all() and np.isfinite(by).all()
 
@@ -151,4 +153,4 @@ def test_the_text_that_comes_with_edgekit() -> None:
     assert text == calibration_text() and len(text) >= LENGTH and "{" + "name}" not in text
     documents = text.split("\n\n")
     assert len(set(documents)) > 0.95 * len(documents)
-    assert all(word in text for word in ("def ", "SELECT", '"customer"', "Der Zug", "Поезд", "图书馆", "です"))
+    assert all(word in text for word in ("def ", "SELECT", '"customer"', "Der Zug", "Поезд", "图书馆", "ください"))

@@ -106,11 +106,19 @@ def test_every_engine_lays_out_the_same(tmp_path: Path, monkeypatch: pytest.Monk
         with monkeypatch.context() as patch:
             if made:
                 patch.setattr(precision, "sensitivities", lambda *_: pytest.fail("it is kept"))
-            made[target] = build("tiny-phi", target=target, output=tmp_path / target, bits=5.2, verify=target != "apple-m")
+            made[target] = build("tiny-phi", target=target, output=tmp_path / target, bits=6.5, verify=target != "apple-m")
     first = made["cpu"]
     assert len({form.group for form in first.scheme.exceptions.values()} | {form.bits for form in first.scheme.exceptions.values()}) > 1
     for manifest in made.values():
         assert manifest.weights == first.weights and manifest.scheme.exceptions == first.scheme.exceptions
+    og, mlx_lm = pytest.importorskip("onnxruntime_genai"), pytest.importorskip("mlx_lm.utils")
+    og.Model(str(tmp_path / "cpu"))
+    pytest.importorskip("openvino_genai").LLMPipeline(str(tmp_path / "intel-cpu"), "CPU")
+    layers = mlx_lm.load_model(tmp_path / "apple-m")[0].model.layers
+    for name, form in first.scheme.exceptions.items():
+        at, part = name.split(".")[1:3] if name.startswith("layers.") else ("0", "")
+        if part == "o_proj":
+            assert (layers[int(at)].self_attn.o_proj.group_size, layers[int(at)].self_attn.o_proj.bits) == (form.group, form.bits)
     plain = build("tiny-phi", target="cpu", output=tmp_path / "plain")
     assert plain.scheme.exceptions == {} and plain.scheme.bits_per_weight < first.scheme.bits_per_weight
     assert first.fidelity is not None and plain.fidelity is not None

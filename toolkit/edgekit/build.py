@@ -27,6 +27,7 @@ from edgekit.catalog import resolve
 from edgekit.checkpoint import reading
 from edgekit.companions import TEMPLATE, Companions, companion_files, read_companions, write_companions
 from edgekit.conformance import NOT_VERIFIED, greedy_vectors, text_vectors
+from edgekit.device import load_device
 from edgekit.digest import Ledger, weight_digests
 from edgekit.engines import ENGINES
 from edgekit.engines.exported import Exported, Footprint
@@ -85,6 +86,7 @@ def build(
     scheme: str | None = None,
     revision: str | None = None,
     context: int | None = None,
+    device: str | Path | None = None,
     offline: bool = False,
     force: bool = False,
     cached: bool = True,
@@ -102,6 +104,7 @@ def build(
 
     model:   a catalogue name, ``org/name[@revision]``, a local directory, or ``tiny-phi`` (in the package).
     target:  a name (``edgekit.targets()``) or the path of a ``.toml`` file; ``scheme`` and ``context`` (tokens) replace its own.
+    device:  a name (``edge devices``) or the path of a ``.toml`` file: what cannot fit there is refused before anything is written.
     force:   replace an artifact that is already there, once the new one is complete.
     cached:  take quantized weights from the cache and keep new ones there (``edge cache list``).
     verify:  compare the quantized weights with the checkpoint (``fidelity_gate.py``), open the artifact with its own engine, in another
@@ -117,15 +120,19 @@ def build(
              where that does most (``precision.py``).
     threads: that hash and quantize, and of the engine when it computes the conformance vectors; None takes every core. The artifact is
              the same, byte for byte.
-    Raises UsageError, ModelError, TargetError, EngineMissing, TemplateError, OutputError, DownloadError, EngineError
+    Raises UsageError, ModelError, TargetError, DoesNotFit, EngineMissing, TemplateError, OutputError, DownloadError, EngineError
     or FidelityError (with a report); then, as after Ctrl-C, nothing else is left behind.
     """
-    if not verify and (full or limits != Limits()):
-        raise UsageError("limits of fidelity and a full verification contradict --no-verify; give one of them")
-    output = Path(output)
+    output, gate = Path(output), _gate(verify, full, limits)
     wanted, quant, exporter = check_request(target, output, scheme=scheme, force=force)
+    if device is not None:
+        from edgekit.plan import check_fits, find  # which plans by what is here
+
+        # Before a download, too.
+        place, found = load_device(device), find(str(model), revision=revision, offline=offline)
+        check_fits(found, load_target(target), place, scheme=scheme, context=context)
     opened = open_model(resolve(str(model), revision=revision, offline=offline, progress=progress))
-    wanted = replace(wanted, context=_context(opened, wanted, context))
+    wanted = replace(wanted, context=context_for(opened, wanted, context))
     companions = read_companions(opened.checkpoint, opened.decoder.vocab_size)
     if bits is not None and fit_bytes is not None:
         raise UsageError("--bits and --fit contradict each other; give one of them")
@@ -139,7 +146,7 @@ def build(
     _check_footprint(size, opened, quant, wanted, output)
     if cache is not None:
         make_room(cache, size.weights)
-    job = Job(opened, quant, wanted, exporter, companions, fitted, Gate(limits, full) if verify else None, quantizer)
+    job = Job(opened, quant, wanted, exporter, companions, fitted, gate, quantizer)
     with writing(output, force=force) as staging:
         manifest = _make(job, staging, output, progress)
         seal(staging, manifest)
@@ -147,6 +154,12 @@ def build(
     if cache is not None:
         prune(cache, cache.limit)
     return manifest
+
+
+def _gate(verify: bool, full: bool, limits: Limits) -> Gate | None:
+    if not verify and (full or limits != Limits()):
+        raise UsageError("limits of fidelity and a full verification contradict --no-verify; give one of them")
+    return Gate(limits, full) if verify else None
 
 
 def _make(job: Job, staging: Path, output: Path, progress: Progress) -> Manifest:
@@ -188,7 +201,7 @@ def check_request(target: str | Path, output: Path, *, scheme: str | None, force
     """What can be known before the model is opened. Raises TargetError, EngineMissing (of the exporter) or OutputError."""
     wanted = load_target(target)
     quant = load_scheme(scheme or wanted.scheme)
-    exporter = _exporter(wanted)
+    exporter = exporter_of(wanted)
     check_output(output, force=force)
     check_free(output)
     return wanted, quant, exporter
@@ -218,7 +231,8 @@ def _default_name(model: str, target: str) -> str:
     return f"{re.sub(r'[^A-Za-z0-9._-]+', '-', name)}-{target_name}"
 
 
-def _exporter(target: Target) -> Exporter:
+def exporter_of(target: Target) -> Exporter:
+    """The ``export`` module of the target's engine. Raises EngineMissing."""
     engine = ENGINES[target.engine]
     try:
         return cast(Exporter, importlib.import_module(engine.export))
@@ -230,7 +244,8 @@ def _exporter(target: Target) -> Exporter:
         ) from error
 
 
-def _context(model: Model, target: Target, asked: int | None) -> int:
+def context_for(model: Model, target: Target, asked: int | None) -> int:
+    """The context to build for: ``asked``, else the target's, capped by the model's. Raises UsageError for more than the model holds."""
     limit = model.decoder.context
     if asked is None:
         return min(target.context, limit)

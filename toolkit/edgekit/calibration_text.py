@@ -52,14 +52,14 @@ VERBS = ("load", "merge", "update", "filter", "encode", "split", "check", "resiz
 
 
 class Choices:
-    """A stream of choices that is the same on every Python (Lehmer's generator, Park & Miller 1988)."""
+    """A stream of choices that is the same on every Python (Knuth's MMIX generator, its upper half)."""
 
     def __init__(self) -> None:
         self._state = 20_261_121
 
     def number(self, least: int, most: int) -> int:
-        self._state = self._state * 48_271 % 2_147_483_647
-        return least + self._state % (most - least + 1)
+        self._state = (self._state * 6_364_136_223_846_793_005 + 1_442_695_040_888_963_407) % (1 << 64)
+        return least + (self._state >> 32) % (most - least + 1)
 
     def of(self, options: Sequence[T]) -> T:
         return options[self.number(0, len(options) - 1)]
@@ -76,7 +76,7 @@ def calibration_text() -> str:
     while sum(map(len, documents)) < LENGTH:
         for i, lines in enumerate(sections):
             documents.append(passage(lines, choices))
-            if i % 4 == 3:
+            if i % 2:
                 documents.append(choices.of(kinds)(choices))
     return "\n\n".join(documents) + "\n"
 

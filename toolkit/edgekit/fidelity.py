@@ -111,7 +111,7 @@ def measure(
         greedy: dict[str, tuple[Greedy, ...]] = {}
         for (part, _, _), said, rows in zip(prompts, continued, reference[len(cut) :], strict=True):
             greedy[part] = (*greedy.get(part, ()), _agreement(rows, said))
-        same = all(manifest.model.files.get(name) == digest for name, digest in sources.items())
+        same = same_source(manifest, sources)
         return score(cut, reference[: len(cut)], found, tokenizer, text, same_source=same, greedy=greedy)
 
 
@@ -119,6 +119,11 @@ def source_digests(model: Model, cache: Cache | None, progress: Progress, thread
     """Name -> sha256 of the checkpoint's files of weights."""
     files = source_files({tensor.file for tensor in model.checkpoint.tensors.values()}, cache, progress, threads)
     return {path.name: source.sha256 for path, source in files.items()}
+
+
+def same_source(manifest: Manifest, sources: Mapping[str, str]) -> bool:
+    """Whether these are the files of weights that the artifact was built from."""
+    return all(manifest.model.files.get(name) == digest for name, digest in sources.items())
 
 
 def unquantized(model: Model, sources: Mapping[str, str]) -> Weighted:

@@ -1,7 +1,6 @@
-"""What ``edge verify --against`` found, as a table, as JSON and as a page."""
+"""What ``edge verify --against`` found, as a table and as a page."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 
 import numpy as np
 
@@ -36,11 +35,6 @@ def rows(fidelity: Fidelity) -> list[list[str]]:
 
 def head(fidelity: Fidelity) -> list[str]:
     return HEAD[: 1 + len(fidelity.parts)]
-
-
-def document(fidelity: Fidelity, errors: Mapping[str, float] | None) -> dict[str, object]:
-    """For ``--json``. tensor_errors: by canonical name, relative; null where they were not measured."""
-    return {**asdict(fidelity), "tensor_errors": None if errors is None else dict(errors)}
 
 
 def html(manifest: Manifest, fidelity: Fidelity, errors: Mapping[str, float] | None) -> str:

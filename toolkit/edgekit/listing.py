@@ -11,6 +11,7 @@ from edgekit.console import size
 if TYPE_CHECKING:
     from edgekit.cache import Cache, Group, Pruned
     from edgekit.catalog import CatalogEntry
+    from edgekit.device import DeviceProfile
     from edgekit.doctor import Diagnosis, Place, Probe
     from edgekit.target import Target
 
@@ -100,6 +101,24 @@ def target_table(targets: "Sequence[Target]") -> Table:
     """Name, engine, scheme, context, verified, description."""
     rows = [[t.name, t.engine, t.scheme, str(t.context), t.verified, t.description] for t in targets]
     return ["target", "engine", "scheme", "context", "verified", "for"], rows
+
+
+def device_table(devices: "Sequence[DeviceProfile]") -> Table:
+    """Name, chip, memory, memory of an app, bandwidth, units with an NPU's generation, targets, what it is."""
+    rows = [
+        [
+            d.name,
+            d.chip,
+            size(d.memory.value * 1e6),
+            size(d.app_memory.value * 1e6),
+            f"{d.bandwidth.value:.3g} GB/s",
+            next((unit.generation or "yes" for unit in d.units if unit.kind == "npu"), ""),
+            ", ".join(d.targets),
+            d.description,
+        ]
+        for d in devices
+    ]
+    return ["device", "chip", "memory", "for an app", "bandwidth", "NPU", "targets", "what it is"], rows
 
 
 def model_table(entries: "Sequence[CatalogEntry]") -> Table:

@@ -27,6 +27,9 @@ def build(
     ] = None,
     scheme: Annotated[str | None, typer.Option("--scheme", help="Quantization, instead of the target's.")] = None,
     context: Annotated[int | None, typer.Option("--context", min=1, help="Context in tokens, instead of the target's.")] = None,
+    device: Annotated[
+        str | None, typer.Option("--device", help="A name from `edge devices` or a .toml file: refuse early what cannot fit there.")
+    ] = None,
     revision: Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit of a hub model.")] = None,
     offline: Annotated[bool, typer.Option("--offline", help="Use only what has been downloaded before.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an artifact that is already there.")] = False,
@@ -105,6 +108,7 @@ def build(
                     scheme=scheme,
                     revision=revision,
                     context=context,
+                    device=device,
                     offline=offline,
                     force=force,
                     cached=not no_cache,

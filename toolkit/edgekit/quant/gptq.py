@@ -34,8 +34,8 @@ DAMPING = 0.003
 """Share of the mean of H's diagonal that is added to it, so that it can be inverted. (The paper has 1 %; docs/quantization.md compares.)"""
 COLUMNS = 128
 """Columns rounded before their errors are carried over to the rest in one product."""
-ROWS = 256
-"""Rows whose scales are searched at a time, and that a thread takes at least."""
+ROWS, SEARCHED = 64, 32
+"""Rows that a thread takes at least, and whose scales are searched at a time."""
 SWEEPS = 2
 """Of the polish over all groups."""
 
@@ -67,7 +67,7 @@ def quantize_for(
     padded[:, :k] = weight
     importance = np.zeros(groups * g)
     importance[:k] = np.diag(inputs)
-    scales, zeros = weighted_scales(padded.reshape(n, groups, g), importance.reshape(groups, g).astype(np.float32))
+    scales, zeros = weighted_scales(padded.reshape(n, groups, g), importance.reshape(groups, g).astype(np.float32), threads)
     fit = Fit(np.empty_like(weight), *(np.ascontiguousarray(np.repeat(a, g, axis=1)[:, :k]) for a in (scales, zeros)))
     if compensate:
         fit.codes[:] = _compensated(weight, inputs, fit.scales, fit.zeros, threads)
@@ -81,14 +81,19 @@ def quantize_for(
     return QuantizedTensor((n, k), format, packed, scales.astype(np.float16), zeros.astype(np.uint8))
 
 
-def weighted_scales(weight: F32, importance: F32) -> tuple[F32, F32]:
+def weighted_scales(weight: F32, importance: F32, threads: int | None = None) -> tuple[F32, F32]:
     """Scale and zero point of every group, float32 [N, G], for ``weight`` [N, G, g] and ``importance`` [G, g] (at least 0)."""
     mean = importance.mean(axis=1, keepdims=True)
     h = np.where(mean > 0, importance / np.maximum(mean, np.float32(1e-30)), np.float32(1))
     scales = np.empty(weight.shape[:2], np.float32)
     zeros = np.empty_like(scales)
-    for at in range(0, len(weight), ROWS):
-        scales[at : at + ROWS], zeros[at : at + ROWS] = _search(weight[at : at + ROWS], h)
+
+    def work(rows: slice) -> None:
+        for at in range(rows.start, rows.stop, SEARCHED):
+            part = slice(at, min(at + SEARCHED, rows.stop))
+            scales[part], zeros[part] = _search(weight[part], h)
+
+    _over_rows(work, len(weight), threads)
     return scales, zeros
 
 
@@ -195,19 +200,20 @@ def _damped(inputs: F64) -> F64:
 
 
 def inverse_root(inputs: F64) -> F64:
-    """The upper triangular U with ``U' U`` the inverse of the damped ``inputs``: with the order of rows and columns reversed, the Cholesky
-    factor L of a matrix is the upper factor of another, whose inverse U is."""
-    lower = np.linalg.cholesky(_damped(inputs)[::-1, ::-1])
-    return _inverse(np.ascontiguousarray(lower[::-1, ::-1]))
+    """The upper triangular U with ``U' U`` the inverse of the damped ``inputs``: with rows and columns in reversed order, the inverse of a
+    Cholesky factor is the factor of an inverse."""
+    return np.ascontiguousarray(_inverse_cholesky(_damped(inputs)[::-1, ::-1])[::-1, ::-1])
 
 
-def _inverse(upper: F64) -> F64:
-    """Of an upper triangular matrix, by halves: a third of the work of a general inverse, nearly all of it in matrix products."""
-    n = len(upper)
+def _inverse_cholesky(h: F64) -> F64:
+    """The inverse of h's lower Cholesky factor, by halves: nearly all of the work is in matrix products, which use every core."""
+    n = len(h)
     if n <= COLUMNS:
-        return np.triu(np.linalg.inv(upper))
+        return np.tril(np.linalg.inv(np.linalg.cholesky(h)))
     half = n // 2
-    out = np.zeros_like(upper)
-    out[:half, :half], out[half:, half:] = _inverse(upper[:half, :half]), _inverse(upper[half:, half:])
-    out[:half, half:] = -(out[:half, :half] @ (upper[:half, half:] @ out[half:, half:]))
+    out = np.zeros_like(h)
+    out[:half, :half] = first = _inverse_cholesky(h[:half, :half])
+    below = h[half:, :half] @ first.T
+    out[half:, half:] = rest = _inverse_cholesky(h[half:, half:] - below @ below.T)
+    out[half:, :half] = -(rest @ (below @ first))
     return out

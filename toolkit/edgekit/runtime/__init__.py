@@ -33,17 +33,19 @@ from edgekit.runtime.tokenizer import Tokenizer, check_tokenizer, open_tokenizer
 
 if TYPE_CHECKING:
     from edgekit.runtime.chat import ChatTemplate, Messages
+    from edgekit.signing import Trust
 
 __all__ = ["Completion", "Finish", "Processor", "Runtime", "Sampling", "Session", "Step", "Tokenizer", "load"]
 
 
-def load(directory: str | Path, *, threads: int | None = None) -> "Runtime":
+def load(directory: str | Path, *, threads: int | None = None, trust: "Trust | None" = None) -> "Runtime":
     """Opens an artifact: manifest, file sizes, tokenizer and template against their conformance vectors, then the engine.
 
     threads: that the engine computes with; None leaves the choice to it.
-    Raises ArtifactError, TemplateError, EngineMissing (saying which extra to install), EngineError.
+    trust:   whose signature it must bear (``edgekit.signing.Trust``); then every file's digest is compared too, before anything is read.
+    Raises SignatureError, ArtifactError, TemplateError, EngineMissing (saying which extra to install), EngineError.
     """
-    artifact = load_artifact(directory)
+    artifact = load_artifact(directory) if trust is None else _open_trusted(directory, trust)
     with ThreadPoolExecutor(1) as pool:
         texts = pool.submit(open_text, artifact)  # while the engine reads the weights: about 0.1 s of 2
         try:
@@ -57,6 +59,12 @@ def load(directory: str | Path, *, threads: int | None = None) -> "Runtime":
             session.close()
             raise
     return Runtime(artifact.manifest, tokenizer, template, session)
+
+
+def _open_trusted(directory: str | Path, trust: "Trust") -> Artifact:
+    from edgekit.signing import open_trusted  # its package is an extra
+
+    return open_trusted(directory, trust)
 
 
 def open_text(artifact: Artifact) -> "tuple[Tokenizer, ChatTemplate | None]":

@@ -47,18 +47,22 @@ class OnnxStored:
     initializers: Mapping[str, Initializer]
 
     def where(self, weight: str) -> str:
-        for suffix in (".codes", ".weight", ""):
+        for suffix in (".scales", ".weight", ""):
             name = self._home(weight, suffix)[0] + suffix
             if name in self.initializers:
-                return f"{self.initializers[name].file}, initializer {name.removesuffix('.codes')}"
+                return f"{self.initializers[name].file}, initializer {name.removesuffix('.scales')}"
         return MODEL
 
     def block(self, weight: str, start: int, stop: int, form: Format) -> QuantizedTensor:
-        name, first = self._home(weight, ".codes")
+        name, first = self._home(weight, ".scales")
         k = self.model.decoder.weight_shapes()["embed_tokens" if weight == "lm_head" else weight][1]
         groups = -(-k // form.group)
         rows = slice(first + start, first + stop)
-        codes = self._rows(f"{name}.codes", rows, (groups, form.group * form.bits // 8))
+        width = form.group * form.bits // 8
+        if f"{name}.rows" in self.initializers and f"{name}.codes" not in self.initializers:  # an embedding that is only looked up in
+            codes = self._rows(f"{name}.rows", rows, (groups * width,)).reshape(-1, groups, width)
+        else:
+            codes = self._rows(f"{name}.codes", rows, (groups, width))
         scales = self._rows(f"{name}.scales", rows, (groups,))
         zeros = self._rows(f"{name}.zeros", rows, (-(-groups * form.bits // 8),))
         if form.bits == 4:
