@@ -17,6 +17,7 @@ EdgekitError                1   (never raised itself; catch it to catch them all
  ├─ EngineError            11   the engine refused or failed on a valid artifact
  ├─ FidelityError          12   an artifact is too far from its model, or two of one model do not agree
  ├─ SignatureError         14   an artifact is not signed by a trusted key, or is an older release
+ ├─ PerformanceError       15   a measured figure is beyond a limit (edge profile --fail-if)
  └─ DoesNotFit             16   a model does not fit a device; says what would
 
 Ctrl-C ends the command with 130, SIGTERM with 143, a closed terminal with 129.
@@ -93,6 +94,10 @@ class FidelityError(EdgekitError):
 
 class SignatureError(EdgekitError):
     exit_code = 14
+
+
+class PerformanceError(EdgekitError):
+    exit_code = 15
 
 
 class DoesNotFit(EdgekitError):
