@@ -74,7 +74,7 @@ def calibrate(
 
 @dataclass
 class _Layer:
-    """made: matrices by their part, as they are stored. inputs: moments and mean of those of the matrix that is next."""
+    """made: matrices by their part, as they are stored. inputs: moments (for ``awq`` the diagonal) and mean of what the next one meets."""
 
     index: int
     made: dict[str, QuantizedTensor] = field(default_factory=dict)
@@ -121,12 +121,16 @@ class _Pass:
         part, layer = name.split(".", 2)[2], self._layer
         if layer.settled or part not in SHARED:
             return
-        moments, mean = _moments(inputs)
+        whole = self._fitting != "awq"
+        moments, mean = (
+            _moments(inputs) if whole else np.square(inputs).sum(axis=0, dtype=np.float64),
+            inputs.mean(axis=0, dtype=np.float64),
+        )
         if f"{name}.bias" in self._model.decoder.weight_shapes():  # it takes up the mean, and codes have only the rest to care for
-            moments -= len(inputs) * np.outer(mean, mean)
+            moments -= len(inputs) * (np.outer(mean, mean) if whole else mean**2)
         layer.inputs = moments, mean
         if self._fitting != "gptq":
-            self._fold(layer, part, np.diag(moments))
+            self._fold(layer, part, np.diag(moments) if whole else moments)
 
     def _fold(self, layer: _Layer, first: str, moments: F64) -> None:
         """Chooses the factors of the matrices that share these inputs, and what they are taken from."""
@@ -151,7 +155,7 @@ class _Pass:
         by = layer.columns.get(FIRST[part])
         if by is not None:
             exact = by.astype(np.float64)
-            weight, moments, mean = weight * by, moments / np.outer(exact, exact), mean / exact
+            weight, moments, mean = weight * by, moments / (np.outer(exact, exact) if moments.ndim == 2 else exact**2), mean / exact
         if form.bits == 4:
             made = quantize_for(weight, moments, form, compensate=self._fitting != "awq")
         else:
@@ -234,13 +238,13 @@ def _unfolded_bias(model: Model, layer: _Layer, name: str) -> F32:
     return layer.vectors[name] if by is None else layer.vectors[name] / by
 
 
-def _moments(inputs: F32) -> tuple[F64, F64]:
-    """Sum of ``x x'`` over the rows x, [K, K], and their mean [K]."""
+def _moments(inputs: F32) -> F64:
+    """Sum of ``x x'`` over the rows x, [K, K]."""
     total = np.zeros((inputs.shape[1], inputs.shape[1]))
     for at in range(0, len(inputs), ROWS):
         part = inputs[at : at + ROWS]
         total += part.T @ part
-    return total, inputs.mean(axis=0, dtype=np.float64)
+    return total
 
 
 def _empty(made: QuantizedTensor) -> "np.ndarray[tuple[int, int], np.dtype[np.bool_]]":

@@ -27,6 +27,8 @@ ALONE: tuple[Method, ...] = ("minmax", "search")
 """Methods that look at the weights only."""
 BEST: Method = "awq-gptq"
 """What ``--calibrate`` does: the best of docs/quantization.md's table."""
+FEW = 16
+"""Sequences that ``awq`` takes: sizes of inputs are known from far fewer tokens than how they go together."""
 TEXT = "calibration.txt"
 """A model may bring text of its own kind in a file of this name; the project's own, in many languages, serves all others."""
 CALIBRATED = ".calibrated"
@@ -76,7 +78,8 @@ def settle(
     bos = [tokens.bos] if tokens.add_bos and tokens.bos is not None else []
     # Within the LongRoPE switch.
     length = model.decoder.rope.switch or model.decoder.context
-    return Fitted(chosen, text, calibration_tokens(companions.tokenizer.encode(text), bos, length), budget)
+    sequences = calibration_tokens(companions.tokenizer.encode(text), bos, length)
+    return Fitted(chosen, text, sequences[:: max(1, len(sequences) // FEW)] if chosen == "awq" else sequences, budget)
 
 
 def within_budget(

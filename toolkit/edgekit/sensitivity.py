@@ -20,7 +20,7 @@ from edgekit.quant.rtn import F32
 from edgekit.quant.scheme import Format
 from edgekit.reference import apply_layer, head
 
-VERSION = 1
+VERSION = 2
 """Of what is measured: raised by whoever changes it, or kept figures would be taken for new."""
 LENGTH, SEQUENCES = 128, 2
 """Tokens of a sequence, and sequences: more would take hours for a large model, and fewer already order the matrices alike."""
@@ -35,9 +35,8 @@ class Unit:
 
 
 def units(decoder: DecoderConfig) -> list[Unit]:
-    """In the order of a forward pass; the embedding, and what is tied to it, is none."""
-    found = [Unit(tuple(f"layers.{i}.{part}" for part in parts)) for i in range(decoder.layers) for parts in PARTS]
-    return found if decoder.tied else [*found, Unit(("lm_head",))]
+    """In the order of a forward pass: the layers' matrices. Embedding and lm_head keep the scheme's format, as no method fits them."""
+    return [Unit(tuple(f"layers.{i}.{part}" for part in parts)) for i in range(decoder.layers) for parts in PARTS]
 
 
 def sensitivities(
@@ -72,12 +71,8 @@ def sensitivities(
         return float(compare(reference, found, tokens.tolist()).kl.mean())
 
     kl = [divergence(head(decoder, last.__getitem__, copy)) for copy in copies]
-    losses = [[k * ratio for ratio in r] for k, r in zip(kl, ratios, strict=True)]
-    if not decoder.tied:
-        rounded = (last | {name: dequantize(quantize(last[name], form, name=name))} for form in forms)
-        losses.append([divergence(head(decoder, weights.__getitem__, hidden)) for weights in rounded])
     progress("sensitivity", decoder.layers + 1, decoder.layers + 1)
-    return losses
+    return [[k * ratio for ratio in r] for k, r in zip(kl, ratios, strict=True)]
 
 
 def _spans(starts: np.ndarray[tuple[int], np.dtype[np.int64]], copies: int) -> list[slice]:

@@ -55,18 +55,18 @@ def quantize_for(
     """Quantize ``weight`` float32 [N, K] (finite, within a float16 grid's reach) to portable INT4 for the inputs it will meet.
 
     inputs: their second moments [K, K], symmetric and positive semidefinite, of any scale.
-    compensate: False rounds to nearest with the weighted scales.
+    compensate: False rounds to nearest with the weighted scales, for which the diagonal [K] of the moments is enough.
     Raises ValueError for a format of other bits or shapes that do not fit.
     """
     n, k = weight.shape
-    if format.bits != 4 or inputs.shape != (k, k):
+    if format.bits != 4 or inputs.shape not in ((k, k), () if compensate else (k,)):
         raise ValueError(f"{format}, inputs {inputs.shape}, weight {weight.shape}")
     g = format.group
     groups = -(-k // g)
     padded = np.zeros((n, groups * g), np.float32)
     padded[:, :k] = weight
     importance = np.zeros(groups * g)
-    importance[:k] = np.diag(inputs)
+    importance[:k] = np.diag(inputs) if inputs.ndim == 2 else inputs
     scales, zeros = weighted_scales(padded.reshape(n, groups, g), importance.reshape(groups, g).astype(np.float32), threads)
     fit = Fit(np.empty_like(weight), *(np.ascontiguousarray(np.repeat(a, g, axis=1)[:, :k]) for a in (scales, zeros)))
     if compensate:
