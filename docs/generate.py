@@ -145,6 +145,76 @@ def divergence_table() -> str:
     return "\n\n".join([f"Over {result['positions']:,} positions:", table(head, rows), origin(result)])
 
 
+def quantizer_tables() -> str:
+    result = load("bench/results/fidelity.json")
+    if result is None:
+        return "Not measured yet: `python bench/fidelity.py --out bench/results/fidelity.json`."
+    parts = []
+    for name, found in result["checkpoints"].items():
+        rows = sorted(found["rows"].values(), key=lambda row: (row["layers"]["bits"], row["layers"]["mean_kl"]))
+        perplexity = rows[0]["layers"]["reference_perplexity"]
+        parts.append(
+            f"### {name}\n\n{found['parameters'] / 1e6:.1f} M parameters, weights sha256 `{found['weights_sha256'][:16]}`, "
+            f"{rows[0]['layers']['positions']:,} positions, perplexity unquantized {perplexity:.4f}."
+        )
+        parts += [quantizer_rows(rows), "At no more bits than each of the others:", duels(rows)]
+        if found["failed"]:
+            parts.append("Did not run: " + "; ".join(f"{method} ({why})" for method, why in found["failed"].items()) + ".")
+    versions = "; ".join(f"{by}: " + ", ".join(f"{n} {v}" for n, v in sorted(held.items())) for by, held in result["versions"].items())
+    machine = f"{result['machine']['processor']}, {result['machine']['cores']} cores"
+    return "\n\n".join([*parts, f"`{result['command']}`; {machine}; {versions}."])
+
+
+def quantizer_rows(rows: list[dict[str, Any]]) -> str:
+    best = {key: min(row["layers"][key] for row in rows) for key in ("mean_kl", "p999_kl", "perplexity")}
+    best["same_top1"] = max(row["layers"]["same_top1"] for row in rows)
+
+    def cell(row: dict[str, Any], key: str, shown: str) -> str:
+        return f"**{shown}**" if row["layers"][key] == best[key] else shown
+
+    cells = []
+    for row in rows:
+        f = row["layers"]
+        kl = cell(row, "mean_kl", f"{f['mean_kl']:.6f}") + f" ± {f['mean_kl_error']:.6f}"
+        top, perplexity = cell(row, "same_top1", f"{100 * f['same_top1']:.2f} %"), cell(row, "perplexity", f"{f['perplexity']:.4f}")
+        text = "yes" if row["calibrated"] else ""
+        cells.append(
+            [
+                row["name"],
+                text,
+                f"{f['bits']:.3f}",
+                kl,
+                cell(row, "p999_kl", f"{f['p999_kl']:.4f}"),
+                top,
+                perplexity,
+                f"{row['seconds']:.1f}",
+            ]
+        )
+    return table(["method", "sees text", "bits a weight", "mean KL", "99.9 % KL", "same top-1", "perplexity", "seconds"], cells)
+
+
+def duels(rows: list[dict[str, Any]]) -> str:
+    """Every other method against the best of edgekit's at no more bits, among those that see no text, and among all."""
+    ours = [row for row in rows if row["by"] == "edgekit"]
+    cells = []
+    for row in (row for row in rows if row["by"] != "edgekit"):
+        bits, kl = row["layers"]["bits"], row["layers"]["mean_kl"]
+        line = [row["name"], f"{bits:.3f}", f"{kl:.6f}"]
+        for wanted in (False, True):
+            able = [o for o in ours if o["layers"]["bits"] <= bits + 1e-9 and (wanted or not o["calibrated"])]
+            if not able:
+                line += ["none", ""]
+                continue
+            champion = min(able, key=lambda o: o["layers"]["mean_kl"])
+            ratio = kl / champion["layers"]["mean_kl"]
+            line += [
+                champion["name"].removeprefix("edgekit "),
+                f"won, {ratio:.1f}x less" if ratio > 1 else f"**lost**, {1 / ratio:.1f}x more",
+            ]
+        cells.append(line)
+    return table(["method", "bits", "mean KL", "edgekit without text", "KL", "edgekit, best", "KL"], cells)
+
+
 def build_table(name: str = "build") -> str:
     result = load(f"bench/results/{name}.json")
     if result is None:
@@ -488,6 +558,7 @@ GENERATED = {
     "tiny-phi": tiny_phi_table,
     "tiny-phi-card": tiny_phi_card,
     "divergence": divergence_table,
+    "quantizers": quantizer_tables,
     "build": build_table,
     "build-intel": lambda: build_table("build_intel"),
     "decode": decode_table,
