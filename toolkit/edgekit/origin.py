@@ -80,7 +80,8 @@ def check_origin(artifact: Artifact, model: Model, *, same_source: bool, progres
             problems += [f"rope factors: {what} in {artifact.directory} is not what {_name(model)}'s config.json says" for what in wrong]
             for file, ids in stored.stops().items():
                 problems += _stops(f"{artifact.directory / file}", ids, companions)
-        found, how, errors = _weights(artifact, model, stored, same_source, Quantizer(threads, search=manifest.scheme.method != "minmax"), progress)
+        quantizer = Quantizer(threads, search=manifest.scheme.method != "minmax")
+        found, how, errors = _weights(artifact, model, stored, same_source, quantizer, progress)
         return Origin((*problems, *found), how, errors)
     except ArtifactError as error:
         return Origin((*problems, str(error)), "not read back", {})
