@@ -5,21 +5,19 @@ from pathlib import Path
 
 from edgekit.companions import read_companions
 from edgekit.engines.exported import Exported, Footprint
-from edgekit.engines.onnx import weights
 from edgekit.engines.onnx.genai_config import genai_config
-from edgekit.engines.onnx.graph import build
+from edgekit.engines.onnx.graph import FILE, build
 from edgekit.engines.onnx.kernels import check_kernels
 from edgekit.engines.onnx.options import OnnxOptions, onnx_options
-from edgekit.engines.onnx.proto import Graph, serialize
 from edgekit.engines.onnx.providers import PROVIDERS
+from edgekit.engines.onnx_format import weights
+from edgekit.engines.onnx_format.proto import Graph, serialize
 from edgekit.errors import TargetError
 from edgekit.models import Model
 from edgekit.progress import Progress
 from edgekit.quant.scheme import QuantScheme
 from edgekit.quantized import PLAIN, Quantizer
 from edgekit.target import Target
-
-FILE = "model.onnx"
 
 
 def check(model: Model, scheme: QuantScheme, target: Target) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from edgekit.engines.onnx.options import OnnxOptions
-from edgekit.engines.onnx.proto import Graph, Node
+from edgekit.engines.onnx_format.proto import Graph, Node
 from edgekit.errors import TargetError
 
 Rule = Callable[[Node], str | None]
