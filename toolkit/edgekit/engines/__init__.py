@@ -19,6 +19,7 @@ class Engine:
 ENGINES: dict[str, Engine] = {
     "onnx": Engine("edgekit.engines.onnx.export", "edgekit.engines.onnx.session", extra="onnx"),
     "openvino": Engine("edgekit.engines.openvino.export", "edgekit.engines.openvino.session", extra="openvino"),
+    "qnn": Engine("edgekit.engines.qnn.export", "edgekit.engines.qnn.session", extra="qnn"),
     "mlx": Engine("edgekit.engines.mlx.export", "edgekit.engines.mlx.session", extra="mlx"),
     "null": Engine("edgekit.engines.null.export", "edgekit.engines.null.session", extra="test"),
 }

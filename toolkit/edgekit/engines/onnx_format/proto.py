@@ -12,7 +12,7 @@ from enum import IntEnum
 import numpy as np
 from numpy.typing import NDArray
 
-Attributes = Mapping[str, int | float]
+Attributes = Mapping[str, int | float | tuple[int, ...]]
 
 
 class DataType(IntEnum):
@@ -134,8 +134,10 @@ def node_proto(node: Node) -> bytes:
     return b"".join([*inputs, *outputs, text(3, node.name), text(4, node.kind), *attributes, *domain])
 
 
-def attribute_proto(name: str, value: int | float) -> bytes:
-    """AttributeProto.type is 1 for a float, 2 for an int."""
+def attribute_proto(name: str, value: int | float | tuple[int, ...]) -> bytes:
+    """AttributeProto.type is 1 for a float, 2 for an int, 7 for several."""
+    if isinstance(value, tuple):
+        return text(1, name) + b"".join(number(8, item) for item in value) + number(20, 7)
     if isinstance(value, float):
         return text(1, name) + tag(2, 5) + struct.pack("<f", value) + number(20, 1)
     return text(1, name) + number(3, value) + number(20, 2)
