@@ -48,8 +48,11 @@ def open_session(directory: Path, manifest: Manifest, *, threads: int | None = N
     genai = _genai(manifest)
     try:
         config = genai.Config(str(directory))
+        # genai counts the padding of a prompt's last chunk as tokens; what limits a sequence here is its cache (check_call).
+        limit = manifest.context.length + int(details["prompt_chunk"] or 1)
         settings = {"intra_op_num_threads": threads or cores(), "inter_op_num_threads": 1, "log_severity_level": 4}
-        config.overlay(json.dumps({"model": {"decoder": {"session_options": settings}}}))
+        model_settings = {"context_length": limit, "decoder": {"session_options": settings}}
+        config.overlay(json.dumps({"model": model_settings, "search": {"max_length": limit}}))
         model = genai.Model(config)
     except Exception as error:  # the library raises nothing narrower
         raise EngineError(f"onnxruntime-genai cannot open {directory}: {error}; build the artifact again") from error
@@ -76,7 +79,11 @@ def _genai(manifest: Manifest) -> ModuleType:
                 f'upgrade it: pip install --upgrade "{name}>={needed}"'
             )
     onnxruntime_genai.disable_telemetry_events()
-    onnxruntime_genai.register_execution_provider_library(PROVIDER, onnxruntime_qnn.get_library_path())
+    try:
+        onnxruntime_genai.register_execution_provider_library(PROVIDER, onnxruntime_qnn.get_library_path())
+    except RuntimeError as error:
+        if "already registered" not in str(error):  # there is no way to ask
+            raise EngineMissing(f"onnxruntime-genai cannot load Qualcomm's provider: {error}") from None
     return importlib.import_module("onnxruntime_genai")
 
 
@@ -92,6 +99,8 @@ class QnnSession:
         self._chunk = int(details["prompt_chunk"] or 1)
         self._switch = manifest.context.rope_switch if details.get(ROPE_LENGTH) else None
         self._tokens: list[int] = []
+        self._length = np.zeros(1, np.int64)  # genai reads this very memory at every run, and does not keep the array alive
+        self._choice = np.zeros((1, self._vocab), np.float32)
         self._run: onnxruntime_genai.Generator | None = None
         self._held = 0  # tokens in the generator; those beyond len(_tokens) are to be forgotten
         self._long = False
@@ -156,15 +165,16 @@ class QnnSession:
 
         run = onnxruntime_genai.Generator(model, onnxruntime_genai.GeneratorParams(model))
         if self._switch is not None:
-            run.set_model_input(ROPE_LENGTH, np.array([final], np.int64))
+            self._length[0] = final
+            run.set_model_input(ROPE_LENGTH, self._length)
         run.append_tokens(np.asarray(prompt, np.int32))
         return run
 
     def _append(self, run: "onnxruntime_genai.Generator", token: int) -> None:
         """genai runs a single token only where it chose it itself: so it is made to."""
-        logits = np.zeros((1, self._vocab), np.float32)
-        logits[0, token] = CHOSEN
-        run.set_logits(logits)
+        self._choice.fill(0)
+        self._choice[0, token] = CHOSEN
+        run.set_logits(self._choice)
         run.generate_next_token()
 
     def _logits(self, run: "onnxruntime_genai.Generator") -> NDArray[np.float32]:
