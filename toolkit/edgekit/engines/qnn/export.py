@@ -12,15 +12,16 @@ from importlib.metadata import version
 from pathlib import Path
 
 from edgekit import cache_files
-from edgekit.artifact import Scalar
+from edgekit.artifact import Scalar, TensorFormat
 from edgekit.cache import group_name
 from edgekit.companions import read_companions
 from edgekit.engines.exported import Exported, Footprint
 from edgekit.engines.onnx_format import weights
 from edgekit.engines.onnx_format.proto import serialize
+from edgekit.engines.qnn.calibration import calibrate
 from edgekit.engines.qnn.compiler import FINALIZATION, INSTALL, REQUIRES, compile_part, read_compiled
 from edgekit.engines.qnn.genai_config import Step, genai_config
-from edgekit.engines.qnn.layout import PART_DATA, PROMPT, TOKEN, Layout, PlannedPart, check_machine, plan
+from edgekit.engines.qnn.layout import PROMPT, TOKEN, Layout, PlannedPart, check_machine, plan
 from edgekit.engines.qnn.stages import needs_length
 from edgekit.errors import EngineMissing
 from edgekit.models import Model
@@ -55,15 +56,40 @@ def export(
     OutputError for a disk too small; CheckpointError from reading the weights; EngineError where the compiler fails."""
     layout = plan(model, scheme, target)
     check_machine(layout, directory)
+    companions = read_companions(model.checkpoint, model.decoder.vocab_size)
+    if layout.options.activations == "uint16":
+        layout = calibrate(layout, model, scheme, companions, directory, progress, quantizer)
     weights.write(layout.cpu, model, directory, renamed(progress, "embeddings and lm_head"), quantizer)
     (directory / EMBEDDINGS).write_bytes(serialize(layout.embeddings))
     (directory / LM_HEAD).write_bytes(serialize(layout.lm_head))
     for planned in layout.parts:
         export_part(planned, layout, model, directory, progress, quantizer)
-    tokens = read_companions(model.checkpoint, model.decoder.vocab_size).tokens
-    config = genai_config(model.decoder, layout.context, layout.options.chunk, tokens, steps(layout))
+    config = genai_config(model.decoder, layout.context, layout.options.chunk, companions.tokens, steps(layout))
     (directory / "genai_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8", newline="\n")
-    return Exported(engine_requires=REQUIRES, bits_per_weight=layout.bits_per_weight, details=details(layout, model, directory))
+    return Exported(
+        engine_requires=REQUIRES,
+        bits_per_weight=bits_per_weight(layout, model),
+        tensors=exceptions(layout, model),
+        details=details(layout, model, directory),
+    )
+
+
+def exceptions(layout: Layout, model: Model) -> dict[str, TensorFormat]:
+    """What is not stored as the scheme says: in integers every matrix of a layer has 8 bits, with a scale for each row of K weights."""
+    if layout.options.activations == "float16":
+        return {}
+    shapes = {name: shape for name, shape in model.decoder.weight_shapes().items() if len(shape) == 2 and name.startswith("layers.")}
+    return {name: TensorFormat(8, shape[1]) for name, shape in shapes.items()}
+
+
+def bits_per_weight(layout: Layout, model: Model) -> float:
+    stored = exceptions(layout, model)
+    if not stored:
+        return layout.bits_per_weight
+    sizes = {name: shape[0] * shape[1] for name, shape in model.decoder.weight_shapes().items() if name in stored}
+    rows = sum(sizes[name] // (form.group or 1) for name, form in stored.items())
+    cpu = sum(m.shape[0] * m.shape[1] for m in layout.cpu.matrices)
+    return (layout.cpu.bits_per_weight * cpu + 8 * sum(sizes.values()) + 32 * rows) / (cpu + sum(sizes.values()))
 
 
 def file_name(planned: PlannedPart, half: str) -> str:
@@ -87,7 +113,7 @@ def details(layout: Layout, model: Model, directory: Path) -> dict[str, Scalar]:
         "soc": chip.name,
         "soc_model": chip.model,
         "htp_arch": f"v{chip.arch}",
-        "precision": "float16",
+        "precision": layout.options.activations,
         "qairt": compiled.sdk,
         "ep_compatibility": compiled.compatibility,
         "prompt_chunk": layout.options.chunk,
@@ -102,7 +128,8 @@ def export_part(planned: PlannedPart, layout: Layout, model: Model, directory: P
     folder = directory / PARTS / str(planned.part.index)
     made = folder / "made"
     made.mkdir(parents=True)
-    weights.write(planned.part.data, model, folder, renamed(progress, planned.layers), quantizer)
+    if layout.options.activations == "float16":
+        weights.write(planned.part.data, model, folder, renamed(progress, planned.layers), quantizer)
     for half, graph in planned.graphs.items():
         (folder / f"{half}.onnx").write_bytes(serialize(graph))
     options, total = layout.options, 2 * planned.part.data.size
@@ -130,10 +157,10 @@ def export_part(planned: PlannedPart, layout: Layout, model: Model, directory: P
 
 
 def facts(planned: PlannedPart, layout: Layout, folder: Path) -> list[str | int | bool]:
-    """All that the compiled files of a part depend on."""
+    """All that the compiled files of a part depend on; the files are the weights, where they are not in the graphs, and the graphs."""
     digests = []
-    for name in (PART_DATA, *(f"{half}.onnx" for half in planned.graphs)):
-        with (folder / name).open("rb") as file:
+    for path in sorted(path for path in folder.iterdir() if path.is_file()):
+        with path.open("rb") as file:
             digest = hashlib.sha256()
             while piece := file.read(1 << 20):
                 digest.update(piece)

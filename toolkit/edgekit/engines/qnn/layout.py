@@ -24,6 +24,8 @@ COMPILER = 8.0
 """Bytes of memory that the compiler takes for each byte of a part's weights: 3.2 GB of 0.47 with 8 layers of Phi-3.5."""
 COMPILER_BASE = 1_000_000_000
 PART_DATA = "part.data"
+SMALL = 600_000_000
+"""Bytes of 8-bit weights of all layers. One file of a part holds them all, and so does the memory that quantizes them."""
 
 
 @dataclass(frozen=True)
@@ -73,10 +75,12 @@ def plan(model: Model, scheme: QuantScheme, target: Target) -> Layout:
     decoder, context = model.decoder, min(model.decoder.context, target.context)
     where = f"target {target.name}"
     chip = options.chip
-    if not chip.float16:
-        raise TargetError(f"{where}: the NPU of {chip.name} (HTP v{chip.arch}) computes no float16")
+    if not chip.float16 and options.activations == "float16":
+        raise TargetError(f'{where}: the NPU of {chip.name} (HTP v{chip.arch}) computes no float16; set activations = "uint16"')
     check_context(context, options, where)
     check_formats(model, scheme, where)
+    if options.activations == "uint16":
+        check_small(model, options, where)
     # Even parts: 32 layers by 8, but 33 by 7, 7, 7, 6, 6.
     count = -(-decoder.layers // options.layers)
     bounds = [round(i * decoder.layers / count) for i in range(count + 1)]
@@ -110,6 +114,16 @@ def check_formats(model: Model, scheme: QuantScheme, where: str) -> None:
                 f"{where}: the NPU takes whole groups only, and {name} has {shape[1]} weights a row in groups of {fmt.group}; "
                 "take a scheme with smaller groups (--scheme int4-g32)"
             )
+
+
+def check_small(model: Model, options: QnnOptions, where: str) -> None:
+    """What the form of integers.py is for."""
+    weights = sum(shape[0] * shape[1] for name, shape in model.decoder.weight_shapes().items() if len(shape) == 2 and name[:7] == "layers.")
+    if weights > SMALL:
+        raise TargetError(
+            f"{where}: the NPU of {options.soc} takes weights of 8 bits: {weights / 1e6:,.0f} MB for {model.checkpoint.source.name}, and "
+            f"{SMALL / 1e6:,.0f} MB is the most that is built for it; take a smaller model, or a chip with float16 (edge targets)"
+        )
 
 
 def check_memory(planned: PlannedPart, options: QnnOptions, where: str) -> None:

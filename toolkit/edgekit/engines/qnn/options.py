@@ -1,6 +1,7 @@
 """What a target's ``[options]`` may set for this engine."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from edgekit.engines.qnn.socs import SOCS, Soc
 from edgekit.errors import TargetError
@@ -10,6 +11,7 @@ from edgekit.target import Target, parse_options
 @dataclass(frozen=True)
 class QnnOptions:
     """soc: the chip to compile for (socs.py).
+    activations: "uint16" for an NPU without float16: weights of 8 bits, ranges by a calibration (integers.py). For small models.
     chunk: tokens of a prompt that the NPU takes at a time.
     layers: most decoder layers in one compiled file.
     sharing: the graph for prompts and that for single tokens share one copy of the weights. Such files load on a device only; without,
@@ -18,6 +20,7 @@ class QnnOptions:
     """
 
     soc: str
+    activations: Literal["float16", "uint16"] = "float16"
     chunk: int = 64
     layers: int = 8
     sharing: bool = True

@@ -11,20 +11,31 @@
 -> logits           float32 [1, 1, V]     after the last token
 """
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgekit.engines.onnx_format.proto import Attributes, DataType, Graph, Tape, Value, constant
 from edgekit.engines.onnx_format.weights import DataFile, Matrix, initializer, matrix, row_bytes, table, vector
-from edgekit.engines.qnn.graph import IR_VERSION, MASKED, MICROSOFT, OPSETS, mask_name, windows
+from edgekit.engines.qnn.graph import IR_VERSION, MASKED, MICROSOFT, mask_name, windows
 from edgekit.models.decoder import DecoderConfig, Rope
 from edgekit.quant.scheme import Format, QuantScheme
 
+OPSETS = {"": 21, MICROSOFT: 1}
 DATA = "cpu.data"
 PAD = -1
 """No token: onnxruntime-genai counts a prompt's tokens up to the first that is the padding, so it must be none that a prompt may hold."""
+
+
+@dataclass(frozen=True)
+class Form:
+    """What the NPU reads. masked: what is added to a score that does not count. codes: scale and zero point of 16-bit codes by name; None
+    for float16."""
+
+    masked: float = MASKED
+    codes: Mapping[str, tuple[float, int]] | None = None
 
 
 @dataclass
@@ -35,18 +46,24 @@ class Stage:
     scheme: QuantScheme
     context: int
     data: DataFile
+    form: Form
     tape: Tape = field(default_factory=Tape)
     constants: dict[str, Value] = field(default_factory=dict)
 
 
-def build_stages(decoder: DecoderConfig, scheme: QuantScheme, context: int, parts: int) -> tuple[Graph, Graph, DataFile]:
+FLOAT16 = Form()
+
+
+def build_stages(
+    decoder: DecoderConfig, scheme: QuantScheme, context: int, parts: int, form: Form = FLOAT16
+) -> tuple[Graph, Graph, DataFile]:
     """The embeddings' graph, lm_head's, and the plan of the data file of both."""
     data = DataFile(DATA)
-    stage = Stage(decoder, scheme, context, data)
+    stage = Stage(decoder, scheme, context, data, form)
     fmt = scheme.format_of("embed_tokens")
     embedding = weight_of(data, "embed_tokens", (decoder.vocab_size, decoder.hidden_size), fmt)
     before = embeddings(stage, embedding)
-    after = lm_head(Stage(decoder, scheme, context, data), embedding, parts)
+    after = lm_head(Stage(decoder, scheme, context, data, form), embedding, parts)
     return before, after, data
 
 
@@ -66,12 +83,13 @@ def embeddings(stage: Stage, embedding: Matrix) -> Graph:
     real = op(stage, "Cast", [op(stage, "Greater", [ids, const(stage, "pad", [PAD])])], {"to": DataType.INT64})
     kept = op(stage, "ReduceSum", [real, const(stage, "axis_1", [1])], {"keepdims": 0})
     last = output(stage, "Sub", [kept, const(stage, "one", [1])], Value("last", DataType.INT64, (1,)))
-    hidden = output(
-        stage, "Cast", [rows(stage, embedding, op(stage, "Max", [ids, const(stage, "zero", [0])]))], half("hidden.0", decoder.hidden_size)
-    )
+    embedded = rows(stage, embedding, op(stage, "Max", [ids, const(stage, "zero", [0])]))
+    hidden = handed(stage, embedded, half("hidden.0", decoder.hidden_size))
     stop = op(stage, "Add", [reshape(stage, op(stage, "Cast", [past], {"to": DataType.INT64}), [1]), const(stage, "one", [1])])
-    positions = span(stage, op(stage, "Sub", [stop, count]), stop)
-    outputs = [hidden, *rotations(stage, positions, length), *masks(stage, positions), write(stage, positions), last]
+    start = op(stage, "Sub", [stop, count])
+    positions = span(stage, start, stop)
+    where = [write(stage, positions)] if stage.form.codes is None else places(stage, start, stop)
+    outputs = [hidden, *rotations(stage, positions, length), *masks(stage, positions), *where, last]
     inputs = [tokens, past, total, *([length] if needs_length(decoder, context) else [])]
     return finish(stage, inputs, outputs)
 
@@ -111,7 +129,7 @@ def rotations(stage: Stage, positions: Value, length: Value) -> list[Value]:
     for i, name in enumerate(("rope.cos", "rope.sin")):
         values = table(stage.data, f"{name}.table", (count, rope.dims // 2), lambda i=i: tables(rope, short, count)[i])  # type: ignore[misc]
         chosen = op(stage, "Unsqueeze", [op(stage, "Gather", [values, at], {"axis": 0}), const(stage, "axes_01", [0, 1])])
-        found.append(output(stage, "Cast", [chosen], Value(name, DataType.FLOAT16, (1, 1, "tokens", rope.dims // 2))))
+        found.append(handed(stage, chosen, Value(name, DataType.FLOAT16, (1, 1, "tokens", rope.dims // 2))))
     return found
 
 
@@ -134,9 +152,9 @@ def masks(stage: Stage, positions: Value) -> list[Value]:
         if window is not None:
             near = op(stage, "Greater", [places, op(stage, "Sub", [own, const(stage, f"window_{window}", [window])])])
             seen = op(stage, "And", [behind, near])
-        added = op(stage, "Where", [seen, float32(stage, "seen", 0.0), float32(stage, "masked", MASKED)])
+        added = op(stage, "Where", [seen, float32(stage, "seen", 0.0), float32(stage, "masked", stage.form.masked)])
         shape = Value(mask_name(window), DataType.FLOAT16, (1, 1, "tokens", stage.context))
-        found.append(output(stage, "Cast", [op(stage, "Unsqueeze", [added, const(stage, "axes_01", [0, 1])])], shape))
+        found.append(handed(stage, op(stage, "Unsqueeze", [added, const(stage, "axes_01", [0, 1])]), shape))
     return found
 
 
@@ -153,11 +171,27 @@ def write(stage: Stage, positions: Value) -> Value:
     return stage.tape.add("Concat", [every, head, op(stage, "Add", [at, every])], {"axis": -1}, outputs=[found])[0]
 
 
+def places(stage: Stage, start: Value, stop: Value) -> list[Value]:
+    """place and fresh."""
+    every = const(stage, "places", list(range(stage.context)))
+    most = op(stage, "Sub", [op(stage, "Sub", [stop, start]), const(stage, "one", [1])])
+    inside = op(stage, "Min", [op(stage, "Max", [op(stage, "Sub", [every, start]), const(stage, "zero", [0])]), most])
+    new = op(stage, "And", [op(stage, "GreaterOrEqual", [every, start]), op(stage, "Less", [every, stop])])
+    flags = op(stage, "Cast", [reshape(stage, new, [1, 1, -1, 1])], {"to": DataType.UINT8})
+    place = Value("place", DataType.INT32, (stage.context,))
+    fresh = Value("fresh", DataType.UINT8, (1, 1, stage.context, 1))
+    return [output(stage, "Cast", [inside], place), output(stage, "Identity", [flags], fresh)]
+
+
 def lm_head(stage: Stage, embedding: Matrix, parts: int) -> Graph:
     decoder, data = stage.decoder, stage.data
     hidden = half(f"hidden.{parts}", decoder.hidden_size)
     last = Value("last", DataType.INT64, (1,))
-    chosen = op(stage, "Cast", [op(stage, "Gather", [hidden, last], {"axis": 1})], {"to": DataType.FLOAT})
+    if stage.form.codes is None:
+        chosen = op(stage, "Cast", [op(stage, "Gather", [hidden, last], {"axis": 1})], {"to": DataType.FLOAT})
+    else:
+        hidden = replace(hidden, dtype=DataType.UINT16)
+        chosen = op(stage, "DequantizeLinear", [op(stage, "Gather", [hidden, last], {"axis": 1}), *steps(stage, hidden.name)])
     weight = vector(data, "norm.weight", [("norm", (decoder.hidden_size,))])
     attributes: Attributes = {"axis": -1, "epsilon": decoder.norm_eps, "stash_type": 1}
     normed = stage.tape.add("SimplifiedLayerNormalization", [chosen, weight], attributes, name="norm")[0]
@@ -211,6 +245,21 @@ def float32(stage: Stage, name: str, value: float) -> Value:
     if name not in stage.constants:
         stage.constants[name] = Value(name, DataType.FLOAT, (), np.array(value, "<f4").tobytes())
     return stage.constants[name]
+
+
+def handed(stage: Stage, value: Value, to: Value) -> Value:
+    """``value`` as the NPU reads it."""
+    if stage.form.codes is None:
+        return output(stage, "Cast", [value], to)
+    return output(stage, "QuantizeLinear", [value, *steps(stage, to.name)], replace(to, dtype=DataType.UINT16))
+
+
+def steps(stage: Stage, name: str) -> list[Value]:
+    """Scale and zero point of the codes of ``name``."""
+    assert stage.form.codes is not None
+    scale, zero = stage.form.codes[name]
+    stage.constants[f"{name}.zero"] = Value(f"{name}.zero", DataType.UINT16, (), np.array(zero, "<u2").tobytes())
+    return [float32(stage, f"{name}.scale", scale), stage.constants[f"{name}.zero"]]
 
 
 def output(stage: Stage, kind: str, inputs: list[Value], value: Value) -> Value:
