@@ -15,7 +15,7 @@ pytest.importorskip("onnxruntime_genai")
 
 import edgekit
 from edgekit import cache_files
-from edgekit.artifact import load_artifact
+from edgekit.artifact import TensorFormat, load_artifact
 from edgekit.cache import Cache
 from edgekit.checkpoint import Source, open_checkpoint
 from edgekit.engines.onnx_format.proto import DataType, Graph, Tape, Value, serialize
@@ -26,6 +26,7 @@ from edgekit.engines.qnn.socs import SOCS
 from edgekit.errors import ContextOverflow, EngineError, EngineMissing, TargetError
 from edgekit.models import open_model
 from edgekit.reference import reference_logits
+from edgekit.resources import data_folder
 from edgekit.runtime import Runtime
 from edgekit.target import load_target, targets
 from onnx_artifact import random_tokens
@@ -98,6 +99,23 @@ def test_greedy_tokens_are_the_cpus_until_a_tie(tmp_path: Path) -> None:
                 assert logits[token] > logits.max() - TOLERANCE, f"token {i} of {vector.continuation}"
                 if token != logits.argmax():
                     break
+
+
+def test_a_chip_without_float16_gets_integers(tmp_path: Path) -> None:
+    """v68: 16-bit activations, 8-bit weights, calibrated; the very program of the shipped target but for sharing, in emulation."""
+    target = tmp_path / "emulated.toml"
+    shipped = (data_folder("targets") / "qcs6490.toml").read_text(encoding="utf-8")
+    target.write_text(shipped.replace("context = 1024", "context = 128") + "sharing = false\n", encoding="utf-8")
+    manifest = edgekit.build("tiny-phi", target=target, output=tmp_path / "npu")
+    assert manifest.engine.details["precision"] == "uint16" and manifest.engine.details["htp_arch"] == "v68"
+    assert manifest.scheme.exceptions["layers.0.down_proj"] == TensorFormat(8, 512)
+    assert "layers.0.down_proj" not in manifest.weights and "lm_head" not in manifest.scheme.exceptions
+    edgekit.build("tiny-phi", target="cpu", output=tmp_path / "cpu", context=128)
+    with edgekit.load(tmp_path / "cpu") as cpu:
+        vector = manifest.conformance.greedy.vectors[0]
+        wanted = [step.token for step in cpu.generate(vector.prompt, max_tokens=len(vector.continuation))]
+        # 8-bit weights against 4-bit ones: other weights, so they need not agree for ever.
+        assert wanted[:8] == list(vector.continuation[:8])
 
 
 def test_genai_opens_the_artifact_unaided(emulated: Path) -> None:

@@ -6,17 +6,24 @@ from types import SimpleNamespace
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
+from numpy.typing import NDArray
 
 from checkpoints import Variant
+from edgekit.companions import read_companions
+from edgekit.engines.onnx_format import weights
 from edgekit.engines.onnx_format.proto import serialize
 from edgekit.engines.qnn import layout as layouts
+from edgekit.engines.qnn.calibration import calibrate
 from edgekit.engines.qnn.layout import check_machine, plan
 from edgekit.engines.qnn.socs import SOCS
 from edgekit.errors import OutputError, TargetError
+from edgekit.progress import silent
 from edgekit.quant import dequantize, quantize
 from edgekit.quant.pack import unpack_zero_points
 from edgekit.quant.scheme import QuantizedTensor, scheme
+from edgekit.quantized import PLAIN
 from edgekit.target import OptionValue, targets
 from onnx_artifact import open_variant, random_tokens
 from qnn_artifact import CHUNK, export_graphs, target
@@ -92,7 +99,7 @@ def refused(
         ({"chunk": 64}, 96, "a context of 96 is no multiple: build with --context 64"),
         ({"chunk": 128}, 96, "set a smaller one"),
         ({"memory_mb": 1000}, 96, "takes about 1.0 GB of memory, options.memory_mb allows 1.0 GB"),
-        ({"speed": 1}, 96, "unknown key 'speed'; allowed: soc, chunk, layers, sharing, memory_mb"),
+        ({"speed": 1}, 96, "unknown key 'speed'; allowed: soc, activations, chunk, layers, sharing, memory_mb"),
     ],
 )
 def test_wrong_options_are_refused(tmp_path: Path, options: dict[str, OptionValue], context: int, message: str) -> None:
@@ -105,6 +112,39 @@ def test_what_does_not_fit_the_npu_is_refused(tmp_path: Path, monkeypatch: pytes
     refused(tmp_path / "b", r"KV cache for 96 tokens .* build with --context \d+", layers=2)
     monkeypatch.setattr(layouts, "MEMORY", 3_000)
     refused(tmp_path / "c", "set fewer layers a part", layers=2)
+
+
+def test_a_chip_without_float16_takes_small_models_in_integers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    refused(tmp_path / "a", r'QCS6490 \(HTP v68\) computes no float16; set activations = "uint16"', soc="QCS6490")
+    monkeypatch.setattr(layouts, "SMALL", 100_000)
+    refused(tmp_path / "b", "weights of 8 bits: 0 MB for test, and 0 MB is the most", soc="QCS6490", activations="uint16")
+
+
+def test_integers_give_nearly_the_same(tmp_path: Path) -> None:
+    """On ONNX Runtime's CPU: a prompt and a token after it, in 16-bit codes with 8-bit weights."""
+    floats = export_graphs(open_variant(tmp_path / "model", "phi3-longrope-partial-tied", grid=None), tmp_path)
+    made = calibrate(
+        floats.layout, floats.model, scheme("int4-g32"), read_companions(floats.model.checkpoint, 320), tmp_path, silent, PLAIN
+    )
+    steps = [made.embeddings, *(planned.graphs["prompt"] for planned in made.parts), made.lm_head]
+    values: dict[str, NDArray[np.generic]] = {
+        "input_ids": np.array([TOKENS[:CHUNK]], np.int32),
+        "past_seq_len": np.array([[CHUNK - 1]], np.int32),
+        "total_seq_len": np.array([96], np.int32),
+        "rope_length": np.array([CHUNK], np.int64),
+    }
+    weights.write(made.cpu, floats.model, tmp_path, silent)
+    for graph in steps:
+        (tmp_path / "step.onnx").write_bytes(serialize(graph))
+        session = onnxruntime.InferenceSession(tmp_path / "step.onnx", providers=["CPUExecutionProvider"])
+        for i in session.get_inputs():
+            if i.name.startswith("past_key_values"):
+                values[i.name] = np.zeros(i.shape, np.uint16)
+        found = session.run(None, {i.name: values[i.name] for i in session.get_inputs()})
+        values |= dict(zip([o.name for o in session.get_outputs()], found, strict=True))
+    logits, wanted = np.asarray(values["logits"], np.float32)[0, 0], floats.reference(TOKENS[:CHUNK])
+    error = np.sqrt(np.mean((logits - wanted) ** 2) / np.mean(wanted**2))
+    assert error < 0.1, error
 
 
 def test_what_the_machine_cannot_do_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
