@@ -19,6 +19,7 @@ from edgekit.models import Model
 from edgekit.progress import Progress, silent
 from edgekit.quant.scheme import QuantScheme
 from edgekit.quantized import Quantizer
+from edgekit.runtime.chat import VECTOR_TIME
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -32,7 +33,7 @@ def sample(companions: Companions, count: int) -> list[int]:
     """Tokens of texts and chats that are far from each other, over and over."""
     texts = list(TEXTS)
     if companions.chat is not None:
-        texts += [companions.chat.render([{"role": "user", "content": chat[0][1]}]) for chat in CHATS[:2]]
+        texts += [companions.chat.render([{"role": "user", "content": chat[0][1]}], now=VECTOR_TIME) for chat in CHATS[:2]]
     tokens = [token for text in texts for token in companions.tokenizer.encode(text)]
     return (tokens * (count // len(tokens) + 1))[:count]
 

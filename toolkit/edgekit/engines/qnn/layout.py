@@ -30,10 +30,11 @@ SMALL = 600_000_000
 
 @dataclass(frozen=True)
 class PlannedPart:
-    """graphs: by PROMPT and TOKEN."""
+    """graphs: by PROMPT and TOKEN. weights: their bytes as the NPU gets them."""
 
     part: Part
     graphs: dict[str, Graph]
+    weights: int
 
     @property
     def layers(self) -> str:
@@ -42,7 +43,7 @@ class PlannedPart:
     @property
     def memory(self) -> int:
         """Bytes that the compiler takes for it, about."""
-        return COMPILER_BASE + int(COMPILER * self.part.data.size)
+        return COMPILER_BASE + int(COMPILER * self.weights)
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class Layout:
     def size(self) -> int:
         """Bytes of the artifact, about."""
         factor = BINARY if self.options.sharing else UNSHARED
-        return self.cpu.size + int(factor * sum(planned.part.data.size for planned in self.parts))
+        return self.cpu.size + int(factor * sum(planned.weights for planned in self.parts))
 
     @property
     def bits_per_weight(self) -> float:
@@ -87,7 +88,8 @@ def plan(model: Model, scheme: QuantScheme, target: Target) -> Layout:
     parts = []
     for i in range(count):
         part = Part(decoder, scheme, context, i, bounds[i], bounds[i + 1], DataFile(PART_DATA, DataType.FLOAT16))
-        parts.append(PlannedPart(part, {PROMPT: build(part, options.chunk), TOKEN: build(part, 1)}))
+        graphs = {PROMPT: build(part, options.chunk), TOKEN: build(part, 1)}
+        parts.append(PlannedPart(part, graphs, part.data.size if options.activations == "float16" else bytes_in_integers(part)))
         check_memory(parts[-1], options, where)
     embeddings, lm_head, cpu = build_stages(decoder, scheme, context, count)
     return Layout(options, context, embeddings, lm_head, cpu, tuple(parts))
@@ -116,9 +118,15 @@ def check_formats(model: Model, scheme: QuantScheme, where: str) -> None:
             )
 
 
+def bytes_in_integers(part: Part) -> int:
+    """A byte for each weight; the scales by row are nothing beside them."""
+    return sum(m.shape[0] * m.shape[1] for m in part.data.matrices)
+
+
 def check_small(model: Model, options: QnnOptions, where: str) -> None:
     """What the form of integers.py is for."""
-    weights = sum(shape[0] * shape[1] for name, shape in model.decoder.weight_shapes().items() if len(shape) == 2 and name[:7] == "layers.")
+    shapes = model.decoder.weight_shapes()
+    weights = sum(shape[0] * shape[1] for name, shape in shapes.items() if len(shape) == 2 and name.startswith("layers."))
     if weights > SMALL:
         raise TargetError(
             f"{where}: the NPU of {options.soc} takes weights of 8 bits: {weights / 1e6:,.0f} MB for {model.checkpoint.source.name}, and "
@@ -131,7 +139,7 @@ def check_memory(planned: PlannedPart, options: QnnOptions, where: str) -> None:
     part = planned.part
     decoder, layers = part.decoder, part.last - part.first
     cache = 4 * layers * decoder.kv_heads * decoder.head_dim * part.context
-    weights = int(BINARY * part.data.size)
+    weights = int(BINARY * planned.weights)
     if weights + cache > MEMORY:
         room = max(0, (MEMORY - weights) // (cache // part.context) // options.chunk * options.chunk)
         advice = f"build with --context {room}" if room >= options.chunk else "set fewer layers a part in the target's [options]"
@@ -149,7 +157,7 @@ def check_memory(planned: PlannedPart, options: QnnOptions, where: str) -> None:
 def check_machine(layout: Layout, directory: Path) -> None:
     """Whether this machine can do the job. Raises OutputError (disk) and TargetError (memory)."""
     # Beside the artifact: one part's weights, and its binaries before they are moved.
-    need = layout.size + int((1 + BINARY) * max(planned.part.data.size for planned in layout.parts))
+    need = layout.size + int((1 + BINARY) * max(planned.weights for planned in layout.parts))
     free = shutil.disk_usage(directory).free
     if need > free:
         raise OutputError(
