@@ -7,12 +7,13 @@
     python bench/build.py --target cpu --target apple-m --only edgekit --only mlx
 
 Each tool has a virtual environment of its own below --scratch, made at the first run and kept there (take CPU wheels of PyTorch: pip's
-configuration decides). A converter that is killed for the memory it takes is reported as killed. Linux and macOS.
+configuration decides). What the gate of a verified build takes, which measures the quantized weights against the checkpoint (no other tool
+does that), is reported apart. A converter that is killed for the memory it takes is reported as killed. Linux and macOS.
 """
 
 import argparse
 import json
-import os
+import re
 import shutil
 import statistics
 import subprocess
@@ -30,6 +31,19 @@ import functools, sys
 from edgekit import build, cli
 module = sys.modules["edgekit.build"]
 module.Quantizer = functools.partial(module.Quantizer, search=False)
+cli.app()
+"""
+GATED = """
+import sys, time
+from edgekit import build, cli
+module = sys.modules["edgekit.build"]
+inner = module.pass_gate
+def timed(*arguments):
+    began = time.perf_counter()
+    found = inner(*arguments)
+    print("gate took", time.perf_counter() - began, "s", file=sys.stderr)
+    return found
+module.pass_gate = timed
 cli.app()
 """
 FROM_CACHE, EMPTY_CACHE = "from the cache", "in one command"
@@ -75,7 +89,7 @@ def routes(tools: Sequence[str], targets: Sequence[str]) -> list[Route]:
     found = []
     for target in targets if "edgekit" in tools else ():
         tool = tool_for([target])
-        found.append(Route(f"edgekit {target}", tool, edgekit([target], "-m", "edgekit.cli")))
+        found.append(Route(f"edgekit {target}", tool, edgekit([target], "-c", GATED)))
         found.append(Route(f"edgekit {target}, --no-verify", tool, edgekit([target], "-m", "edgekit.cli", more=["--no-verify"])))
         plain = edgekit([target], "-c", PLAIN, more=["--no-verify"])
         found.append(Route(f"edgekit {target}, min/max, --no-verify", tool, plain))
@@ -123,7 +137,7 @@ def one(route: Route, python: Path, model: Path, scratch: Path, keep: bool) -> d
     out = scratch / route.name.replace(" ", "_").replace("/", "-")
     shutil.rmtree(out, ignore_errors=True)
     log = scratch / f"{out.name}.log"
-    environment = {**quiet_environment(scratch), "EDGEKIT_CACHE": str(scratch / "cache" / "edgekit")}
+    environment = {**measure.quiet_environment(scratch), "EDGEKIT_CACHE": str(scratch / "cache" / "edgekit")}
     if EMPTY_CACHE in route.name:
         shutil.rmtree(environment["EDGEKIT_CACHE"], ignore_errors=True)
     if FROM_CACHE in route.name:  # another build of these weights has been there before
@@ -134,19 +148,14 @@ def one(route: Route, python: Path, model: Path, scratch: Path, keep: bool) -> d
         command = route.command(str(python), model, out, Path(aside))
         usage = measure.run(command, log=log, environment=environment)
     result: dict[str, object] = {**asdict(usage), "bytes": measure.disk_bytes(out) if out.is_dir() else 0}
+    gate = re.search(r"gate took ([\d.]+) s", log.read_text(encoding="utf-8", errors="replace"))
+    result["gate"] = float(gate[1]) if gate else 0.0
     if usage.status:
         tail = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-3:]
         result["ended"] = f"killed by signal {-usage.status}" if usage.status < 0 else f"exit code {usage.status}: {' / '.join(tail)}"
     if usage.status or not keep:
         shutil.rmtree(out, ignore_errors=True)
     return result
-
-
-def quiet_environment(scratch: Path) -> dict[str, str]:
-    """No hub, no telemetry, and the caches of all tools in the scratch folder."""
-    home = {"HF_HOME": str(scratch / "hf"), "XDG_CACHE_HOME": str(scratch / "cache")}
-    inherited = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    return {**inherited, **home, "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1"}
 
 
 def median(runs: list[dict[str, object]], key: str) -> float:
@@ -156,12 +165,13 @@ def median(runs: list[dict[str, object]], key: str) -> float:
 def row(name: str, runs: list[dict[str, object]], size: int) -> list[str]:
     good = [run for run in runs if not run["status"]]
     if not good:
-        return [name, str(runs[-1]["ended"]), *[""] * 2, f"{median(runs, 'peak') / 1e9:.2f}", *[""] * 2, f"{size / 1e6:.0f}", ""]
+        return [name, str(runs[-1]["ended"]), *[""] * 3, f"{median(runs, 'peak') / 1e9:.2f}", *[""] * 2, f"{size / 1e6:.0f}", ""]
     walls = [float(str(run["wall"])) for run in good]
     failed = f" ({len(runs) - len(good)} of {len(runs)} failed: {runs[-1].get('ended', '')})" if len(good) < len(runs) else ""
     return [
         name,
         f"{statistics.median(walls):.1f} ({min(walls):.1f} to {max(walls):.1f}){failed}",
+        f"{median(good, 'gate'):.1f}" if median(good, "gate") else "",
         f"{median(good, 'user'):.1f}",
         f"{median(good, 'system'):.1f}",
         f"{median(good, 'peak') / 1e9:.2f}",
@@ -176,6 +186,7 @@ def show(result: dict[str, object], measured: dict[str, list[dict[str, object]]]
     head = [
         "converter",
         "wall s: median (range)",
+        "of it the gate",
         "user s",
         "system s",
         "peak RSS GB",

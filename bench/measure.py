@@ -145,6 +145,13 @@ def chill(directory: Path) -> None:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
+def quiet_environment(scratch: Path) -> dict[str, str]:
+    """No hub, no telemetry, and the caches of all tools in the scratch folder."""
+    home = {"HF_HOME": str(scratch / "hf"), "XDG_CACHE_HOME": str(scratch / "cache")}
+    inherited = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    return {**inherited, **home, "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1"}
+
+
 def machine() -> dict[str, str | int | float]:
     """Where this runs: processor, cores, memory, system."""
     model = platform.processor() or platform.machine()

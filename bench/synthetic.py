@@ -1,4 +1,5 @@
-"""Full-size random checkpoints: Phi-3.5-mini's or Mistral-7B's exact shapes in bf16, with a tokenizer that covers the vocabulary.
+"""Random checkpoints in bf16, with a tokenizer that covers the vocabulary: Phi-3.5-mini's, Mistral-7B's or TinyLlama's exact shapes, and
+two smaller ones.
 
     python bench/synthetic.py phi-3.5-mini /scratch/phi        # 7.6 GB in two shards
     python bench/synthetic.py mistral-7b /scratch/m --layers 2
@@ -52,6 +53,37 @@ MODELS: dict[str, dict[str, object]] = {
         "num_key_value_heads": 8,
         "max_position_embeddings": 32768,
         "rope_theta": 1000000.0,
+    },
+    # TinyLlama's own shapes: 1.1 G parameters
+    "llama-1b": {
+        **ARCHITECTURE["llama"],
+        "vocab_size": 32000,
+        "hidden_size": 2048,
+        "intermediate_size": 5632,
+        "num_hidden_layers": 22,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 4,
+        "max_position_embeddings": 4096,
+    },
+    "llama-300m": {
+        **ARCHITECTURE["llama"],
+        "vocab_size": 32000,
+        "hidden_size": 1024,
+        "intermediate_size": 3072,
+        "num_hidden_layers": 20,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 8,
+        "max_position_embeddings": 4096,
+    },
+    "llama-50m": {
+        **ARCHITECTURE["llama"],
+        "vocab_size": 32000,
+        "hidden_size": 512,
+        "intermediate_size": 1536,
+        "num_hidden_layers": 8,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "max_position_embeddings": 4096,
     },
 }
 COMMON: dict[str, object] = {

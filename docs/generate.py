@@ -23,11 +23,25 @@ import typer  # noqa: E402
 import edgekit  # noqa: E402
 from edgekit import cli, errors, listing  # noqa: E402
 from edgekit.catalog import catalogue  # noqa: E402
+from edgekit.device import devices  # noqa: E402
+from edgekit.fidelity_gate import DEFAULTS, GUESSING  # noqa: E402
 from edgekit.quant.scheme import SCHEMES  # noqa: E402
 from edgekit.target import targets  # noqa: E402
 from tiny_phi import exam  # noqa: E402
 
-PAGES = ("README.md", "docs/artifact.md", "docs/cli.md", "docs/performance.md", "docs/security.md", "toolkit/edgekit/tiny_phi/README.md")
+PAGES = (
+    "README.md",
+    "docs/artifact.md",
+    "docs/cli.md",
+    "docs/performance.md",
+    "docs/security.md",
+    "docs/serve.md",
+    "docs/signing.md",
+    "docs/updates.md",
+    "docs/plan.md",
+    "docs/fidelity.md",
+    "toolkit/edgekit/tiny_phi/README.md",
+)
 BLOCK = re.compile(r"(<!-- generated: ([a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -38,6 +52,10 @@ def table(head: list[str], rows: list[list[str]]) -> str:
 
 def target_table() -> str:
     return table(*listing.target_table(targets()))
+
+
+def device_table() -> str:
+    return table(*listing.device_table(devices()))
 
 
 def model_table() -> str:
@@ -59,6 +77,32 @@ def scheme_table() -> str:
         for s in SCHEMES.values()
     ]
     return table(["scheme", "group", "bits a weight", "in an ONNX artifact", "in an MLX artifact", "embedding and lm_head"], rows)
+
+
+def limit_table() -> str:
+    rows = [[f"4-bit weights in groups of {group}", f"{limits.max_kl:g}", f"{limits.min_top1:.0%}"] for group, limits in DEFAULTS.items()]
+    rows.append(["any, of a model that only guesses", f"{GUESSING.max_kl:g}", f"{GUESSING.min_top1:.0%}"])
+    return table(["scheme", "mean KL divergence at most, nats", "same likeliest token at least"], rows)
+
+
+def gate_table() -> str:
+    result = load("bench/results/fidelity_full.json")
+    if result is None:
+        return "Not measured yet: `python bench/fidelity_full.py`."
+    seen: set[str] = set()
+    rows = []
+    for run in result["runs"]:
+        (figures,) = run["figures"]
+        what = "from the cache" if run["scheme"] in seen else "the checkpoint's logits from the cache" if seen else "for the first time"
+        seen.add(run["scheme"])
+        times = [f"{run[key]:.0f}" for key in ("wall", "user", "system")]
+        shown = [f"{run['peak'] / 1e9:.2f}", f"{figures['mean_kl']:.3f}", f"{100 * figures['same_top']:.1f} %"]
+        rows.append([run["scheme"], what, *times, *shown])
+    head = ["scheme", "", "wall s", "user s", "system s", "peak RSS GB", "mean KL", "same likeliest token"]
+    loads = ", ".join(f"{run['load']:.0f}" for run in result["runs"])
+    machine = result["machine"]
+    place = f"{machine['processor']}, {machine['cores']} cores, Python {machine['python']}, NumPy {result['numpy']}"
+    return "\n\n".join([table(head, rows), f"`{result['command']}`; {place}; load average before each: {loads}."])
 
 
 def exit_codes() -> str:
@@ -122,6 +166,32 @@ def decode_table() -> str:
     return "\n\n".join([table(result["table"]["head"], result["table"]["rows"]), *result["table"]["notes"]])
 
 
+def plan_table() -> str:
+    result = load("bench/results/plan.json")
+    if result is None:
+        return "Not measured yet: `python bench/plan.py --scratch DIR`."
+    rows = []
+    for row in result["rows"]:
+        at, megabytes = row["at"], f"{row['artifact'] / 1e6:,.1f}"
+        cells = [row["model"], row["target"], f"{megabytes} ({apart(at['64']['predicted']['artifact'], row['artifact'])})"]
+        for prompt in at.values():
+            cells.append(f"{prompt['peak'] / 1e6:,.0f} ({apart(prompt['predicted']['peak'], prompt['peak'])})")
+        for prompt in at.values():
+            low, high = (prompt["predicted"]["decode"][end] for end in ("low", "high"))
+            inside = "" if low <= prompt["decode"] <= high else ", outside"
+            cells.append(f"{prompt['decode']:.3g} ({low:.3g} to {high:.3g}{inside})")
+        rows.append([*cells, f"{row['bandwidth'] / 1e9:.1f}", f"{row['compute'] / 1e9:.0f}", f"{row['load_average']:.0f}"])
+    head = ["model", "target", "files MB (plan)", "peak MB at 64 (plan)", "at 1,024", "decode tok/s at 64 (plan)", "at 1,024"]
+    machine = f"{result['machine']['processor']}, {result['machine']['cores']} cores, {result['machine']['memory_gb']:.0f} GB"
+    versions = ", ".join(f"{name} {value}" for name, value in sorted(result["versions"].items()))
+    said = f"`{result['command']}`; {result['date']}; {machine}; {versions}."
+    return "\n\n".join([table([*head, "GB/s", "GFLOP/s", "load average"], rows), said])
+
+
+def apart(predicted: float, measured: float) -> str:
+    return f"{100 * (predicted / measured - 1):+.1f} %"
+
+
 def session_table() -> str:
     result = load("bench/results/session.json")
     if result is None:
@@ -133,7 +203,8 @@ def session_table() -> str:
 
 def origin(result: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {value}" for name, value in sorted(result["versions"].items()))
-    return f"`{result['command'].strip()}`; weights sha256 `{result['weights_sha256'][:16]}`; {versions}."
+    weights = f" weights sha256 `{result['weights_sha256'][:16]}`;" if "weights_sha256" in result else ""
+    return f"`{result['command'].strip()}`;{weights} {versions}."
 
 
 def startup_table() -> str:
@@ -256,12 +327,76 @@ def kill_report() -> str:
     )
 
 
+def serve_report() -> str:
+    result = load("bench/results/serve.json")
+    if result is None:
+        return "Not measured yet: `python bench/serve.py --out bench/results/serve.json`."
+    rows = [
+        [
+            f"{run['clients']} clients for {run['seconds']:g} s, queue of {run['queue']}",
+            f"{run['answers']:,} ({run['streamed']:,} streamed)",
+            str(run["lost_mixed_or_cut"]),
+            f"{run['told_to_come_back']:,}",
+            f"{run['median_seconds']:.2f} s, {run['greatest_seconds']:.2f} s",
+        ]
+        for run in (result["soak"], result["soak_short_queue"])
+    ]
+    head = ["", "answers", "lost, mixed or cut", "told to come back (429)", "wait: median, greatest"]
+    gone, fuzz = result["disconnects"], result["fuzz"]
+    statuses = ", ".join(f"{count:,} with {status}" for status, count in fuzz["answers_by_status"].items())
+    grown = (gone["anonymous_bytes_after"] - gone["anonymous_bytes_before"]) / 1e6
+    versions = ", ".join(f"{name} {number}" for name, number in sorted(result["versions"].items()))
+    loads = sorted(result[part]["load_average_at_start"] for part in ("soak", "disconnects", "fuzz"))
+    shared = f"shared with other work (load average {loads[0]:g} to {loads[-1]:g} when the runs began)"
+    return "\n\n".join(
+        [
+            table(head, rows),
+            f"{gone['disconnects']} disconnects, after {2 * gone['disconnects']} to warm the server up: {gone['running_after']} requests "
+            f"at work and {gone['waiting_after']} waiting after them, as many threads ({gone['threads']}) and descriptors "
+            f"({gone['descriptors']}) as before, {grown:+.2f} MB of memory (of {gone['anonymous_bytes_after'] / 1e6:.0f}).",
+            f"Schemathesis, {fuzz['cases']:,} cases: {fuzz['server_errors']} with a 5xx. Of those to the routes that compute: {statuses}.",
+            f"`{result['command']}`; {result['machine']}, {shared}; {versions}.",
+        ]
+    )
+
+
+def tamper_report() -> str:
+    result = load("bench/results/tamper.json")
+    if result is None:
+        return "Not measured yet: `python bench/tamper.py --out bench/results/tamper.json`."
+    rows = [[*key.split(": "), str(count)] for key, count in result["caught"].items()]
+    noticed = result["times"] - len(result["missed"])
+    said = f"{result['times']:,} changes at random to a signed artifact, each of a byte or a file: {noticed:,} noticed."
+    return "\n\n".join([said, table(["what was done", "caught by", "times"], rows), origin(result)])
+
+
+def update_report() -> str:
+    result = load("bench/results/update.json")
+    if result is None:
+        return "Not measured yet: `python bench/update.py --out bench/results/update.json`."
+    sizes = result["sizes"].items()
+    rows = [[name, *(f"{s[key]:,}" for key in ("artifact", "layer", "update")), f"{s['of the layer']:.2%}"] for name, s in sizes]
+    ends = ", ".join(f"{key} {count}" for key, count in result["found_after"].items())
+    killed = (
+        f"{result['kills']} times killed (SIGKILL) at a random moment of `edge apply` (then there: {ends}): each time the directory\n"
+        "opened as the old or the new artifact with every digest right, and where it was the old one the next `edge apply` made it\n"
+        "the new one and left nothing else."
+    )
+    head = ["engine", "artifact", "a layer", "update", "of the layer"]
+    return "\n\n".join([f"One of {result['layers']} layers changed, in bytes:", table(head, rows), killed, origin(result)])
+
+
 GENERATED = {
+    "serve": serve_report,
+    "tamper": tamper_report,
+    "update": update_report,
     "kill": kill_report,
     "api": api,
     "targets": target_table,
     "models": model_table,
     "schemes": scheme_table,
+    "limits": limit_table,
+    "gate": gate_table,
     "errors": exit_codes,
     "tiny-phi": tiny_phi_table,
     "tiny-phi-card": tiny_phi_card,
@@ -270,6 +405,8 @@ GENERATED = {
     "build-intel": lambda: build_table("build_intel"),
     "decode": decode_table,
     "session": session_table,
+    "plan": plan_table,
+    "devices": device_table,
     "startup": startup_table,
     "lookup": lookup_table,
 }

@@ -1,4 +1,4 @@
-"""A tiny Hugging Face hub on localhost, for tests of downloading: model info, file tree, HEAD and GET with ranges; and a bad one.
+"""A tiny Hugging Face hub on localhost, for tests: model info, file tree, HEAD and GET with ranges, commits with LFS; and a bad one.
 
     with serve({"org/name": Repo(directory, commit)}) as hub: ...   # hub.url for HF_ENDPOINT; hub.log lists "GET /path [range]"
     Repo(directory, faults={"model.safetensors": [Fault(status=503), Fault(cut=1000)], "api": [Fault(status=429)]})
@@ -7,6 +7,7 @@
 ``python hub_server.py`` is not a command: tests start it in-process and run the client in a subprocess, where HF_ENDPOINT takes effect.
 """
 
+import base64
 import hashlib
 import json
 import threading
@@ -68,6 +69,10 @@ class Hub:
 def serve(repos: Mapping[str, Repo]) -> Iterator[Hub]:
     log: list[str] = []
     tokens: list[str | None] = []
+    stored: dict[str, bytes] = {}
+
+    def address() -> str:
+        return f"http://127.0.0.1:{server.server_address[1]}"
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -80,6 +85,49 @@ def serve(repos: Mapping[str, Repo]) -> Iterator[Hub]:
 
         def do_GET(self) -> None:
             self.answer(body=True)
+
+        def do_POST(self) -> None:
+            path = urlsplit(self.path).path
+            log.append(f"POST {path}")
+            tokens.append(self.headers.get("Authorization"))
+            raw = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            if path == "/api/repos/create":
+                asked = json.loads(raw)
+                name = f"{asked.get('organization')}/{asked['name']}"
+                return self.json(200 if name in repos else 403, {"url": f"{address()}/{name}"})
+            parts = path.removeprefix("/api/models/").strip("/").removesuffix("/info/lfs/objects/batch").removesuffix(".git").split("/")
+            repo = repos["/".join(parts[:2])]
+            if path.endswith("/objects/batch"):
+                objects = [self.upload_of(repo, one) for one in json.loads(raw)["objects"]]
+                return self.json(200, {"transfer": "basic", "objects": objects})
+            if parts[2] == "preupload":
+                files = json.loads(raw)["files"]
+                rows = [{"path": f["path"], "uploadMode": "lfs" if f["size"] > 10_000 else "regular", "shouldIgnore": False} for f in files]
+                return self.json(200, {"files": rows})
+            for line in raw.splitlines():
+                entry = json.loads(line)
+                if entry["key"] == "header":
+                    continue
+                value, path = entry["value"], repo.directory / entry["value"]["path"]
+                path.parent.mkdir(parents=True, exist_ok=True)
+                content = stored[value["oid"]] if entry["key"] == "lfsFile" else base64.b64decode(value["content"])
+                path.write_bytes(content)
+            url = f"{address()}/{'/'.join(parts[:2])}/commit/{repo.commit}"
+            return self.json(200, {"commitUrl": url, "commitOid": repo.commit, "success": True})
+
+        def upload_of(self, repo: Repo, one: dict[str, object]) -> dict[str, object]:
+            """Where an object goes; one that is there already needs no action."""
+            known = {"oid": one["oid"], "size": one["size"]}
+            return (
+                known if one["oid"] in stored else known | {"actions": {"upload": {"href": f"{address()}/lfs/{one['oid']}", "header": {}}}}
+            )
+
+        def do_PUT(self) -> None:
+            log.append(f"PUT {self.path}")
+            raw = self.rfile.read(int(self.headers["Content-Length"]))
+            assert hashlib.sha256(raw).hexdigest() == self.path.rsplit("/", 1)[1]
+            stored[hashlib.sha256(raw).hexdigest()] = raw
+            self.send(200, b"", {}, body=True)
 
         def answer(self, body: bool) -> None:
             path = unquote(urlsplit(self.path).path)
@@ -120,7 +168,7 @@ def serve(repos: Mapping[str, Repo]) -> Iterator[Hub]:
             if not path.is_file():
                 return self.error(404, "EntryNotFound", "no such file", {"X-Repo-Commit": repo.commit})
             data = path.read_bytes()
-            large = name.endswith(".safetensors")
+            large = name.endswith((".safetensors", ".data"))
             etag = repo.etag or (hashlib.sha256(data).hexdigest() if large else git_oid(path))
             headers = {"X-Repo-Commit": repo.commit, "Accept-Ranges": "bytes"}
             if large and repo.storage is not None and (body or not repo.late):
@@ -134,9 +182,11 @@ def serve(repos: Mapping[str, Repo]) -> Iterator[Hub]:
             if fault.status is not None:
                 return self.refuse(fault)
             wanted = None if fault.no_range else self.headers.get("Range")
-            start = int(wanted.removeprefix("bytes=").split("-")[0]) if wanted else 0
+            first, _, last = (wanted or "bytes=0-").removeprefix("bytes=").partition("-")
+            start, stop = int(first), min(int(last) + 1 if last else len(data), len(data))
             if wanted:
-                headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
+                headers["Content-Range"] = f"bytes {start}-{stop - 1}/{len(data)}"
+                data = data[:stop]
             if fault.flip is not None:
                 data = data[: fault.flip] + bytes([data[fault.flip] ^ 1]) + data[fault.flip + 1 :]
             data = data[: len(data) - fault.less] + bytes(fault.more)
@@ -147,7 +197,7 @@ def serve(repos: Mapping[str, Repo]) -> Iterator[Hub]:
             self.error(fault.status, "", "busy", {"Retry-After": fault.after} if fault.after else None)
 
         def json(self, status: int, value: object) -> None:
-            self.send(status, json.dumps(value).encode(), {"Content-Type": "application/json"}, body=self.command == "GET")
+            self.send(status, json.dumps(value).encode(), {"Content-Type": "application/json"}, body=self.command != "HEAD")
 
         def error(self, status: int, code: str, message: str, headers: Mapping[str, str] | None = None) -> None:
             text = json.dumps({"error": message}).encode()
@@ -173,7 +223,7 @@ def serve(repos: Mapping[str, Repo]) -> Iterator[Hub]:
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:
-        yield Hub(f"http://127.0.0.1:{server.server_address[1]}", log, tokens)
+        yield Hub(address(), log, tokens)
     finally:
         server.shutdown()
         server.server_close()

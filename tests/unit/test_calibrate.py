@@ -16,11 +16,12 @@ from edgekit.build import build
 from edgekit.calibrate import calibration_tokens, method
 from edgekit.catalog import resolve
 from edgekit.errors import OutputError, UsageError
-from edgekit.fidelity import QUICK, default_text, measure
+from edgekit.fidelity import default_text, measure
 from edgekit.models import open_model
 from edgekit.progress import silent
 from edgekit.quant import Format, dequantize, quantize
 from edgekit.quant.gptq import quantize_for
+from edgekit.windows import QUICK
 from tiny_artifact import write_target
 from tiny_phi import text as tiny_text
 

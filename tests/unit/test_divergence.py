@@ -60,3 +60,19 @@ def test_a_single_position_has_no_error_and_misuse_is_refused() -> None:
         compare(p, p, [0, 1])
     with pytest.raises(ValueError, match="not finite"):
         compare(p, np.full((1, 3), np.nan, np.float32), [0])
+
+
+@pytest.mark.parametrize("noise", [0.01, 0.3, 3.0])
+def test_the_definitions_are_those_of_scipy(noise: float) -> None:
+    """An implementation that nobody here wrote; tests/oracle compares with PyTorch's as well."""
+    special = pytest.importorskip("scipy.special")
+    rng = np.random.default_rng(5)
+    p = (rng.standard_normal((200, 997)) * 5).astype(np.float32)
+    q = (p + noise * rng.standard_normal(p.shape)).astype(np.float32)
+    tokens = rng.integers(0, 997, 200)
+    scores, rows = compare(p, q, tokens.tolist()), np.arange(200)
+    a, b = (special.softmax(x.astype(np.float64), axis=-1) for x in (p, q))
+    np.testing.assert_allclose(scores.kl, special.rel_entr(a, b).sum(-1), atol=1e-6, rtol=0)
+    np.testing.assert_allclose(scores.delta_p, (b - a)[rows, tokens], atol=1e-6, rtol=0)
+    for found, logits in ((scores.reference_nll, p), (scores.nll, q)):
+        np.testing.assert_allclose(found, -special.log_softmax(logits.astype(np.float64), axis=-1)[rows, tokens], atol=1e-6, rtol=0)

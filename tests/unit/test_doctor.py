@@ -72,18 +72,18 @@ def test_an_engine_that_hangs_or_raises(monkeypatch: pytest.MonkeyPatch) -> None
     [(EngineMissing("pip install x"), "missing"), (TargetError("not this model"), "does not apply"), (EngineError("no"), "fails")],
 )
 def test_errors_of_an_engine(monkeypatch: pytest.MonkeyPatch, error: Exception, outcome: str) -> None:
-    def refuse(request: object) -> None:
+    def refuse(module: str, request: object, patience: float) -> None:
         raise error
 
-    monkeypatch.setattr(doctor, "_ask", refuse)
+    monkeypatch.setattr(child, "ask", refuse)
     assert doctor._probe("x", ("cpu",)) == Probe("x", ("cpu",), outcome, str(error))  # type: ignore[arg-type]
 
 
 def test_a_wrong_answer_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "_ask", lambda request: {"answer": "!!!!!!!!", "rate": 9.0})
+    monkeypatch.setattr(child, "ask", lambda *asked, patience: {"answer": "!!!!!!!!", "rate": 9.0})
     probe = doctor._probe("x", ("cpu",))
     assert probe.outcome == "fails" and "'!!!!!!!!' instead of" in probe.detail
-    monkeypatch.setattr(doctor, "_ask", lambda request: {"answer": ANSWER, "rate": 9.0})
+    monkeypatch.setattr(child, "ask", lambda *asked, patience: {"answer": ANSWER, "rate": 9.0})
     assert doctor._probe("x", ("cpu",)).outcome == "works"
 
 

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,13 +15,14 @@ from edgekit.cache import Cache, groups
 from edgekit.catalog import resolve
 from edgekit.checkpoint import Source, open_checkpoint
 from edgekit.errors import EngineError, UsageError
-from edgekit.fidelity import QUICK, Effort, Fidelity, default_text, measure
-from edgekit.fidelity_report import document, head, html, rows
+from edgekit.fidelity import Fidelity, default_text, measure
+from edgekit.fidelity_report import head, html, rows
 from edgekit.models import Model, open_model
 from edgekit.progress import silent
 from edgekit.quant.scheme import Format, scheme
 from edgekit.quantized import Quantizer
 from edgekit.tensor_errors import tensor_errors
+from edgekit.windows import QUICK, Effort
 from tiny_artifact import build_tiny, write_target
 
 TEXT = "The quick brown fox, 12 + 30 = 42; naïve café. " * 40
@@ -53,7 +54,9 @@ def test_an_exact_artifact_has_no_divergence(exact: Path) -> None:
     for part in found.parts:
         assert part.figures.mean_kl.value < 1e-6
         assert part.figures.same_top.value == 1
-    assert found.greedy is not None and found.greedy.agreed == found.greedy.length == 12, "up to the switch"
+    short, long = found.parts
+    assert [(one.agreed, one.length) for one in short.greedy] == [(12, 12)] * 4, "up to the switch"
+    assert [(one.agreed, one.length) for one in long.greedy] == [(32, 32)], "from just beyond the switch"
     assert found.same_source
 
 
@@ -76,11 +79,14 @@ def test_the_references_logits_are_kept(exact: Path, tmp_path: Path, monkeypatch
     first = measured(artifact_in(exact), exact / "model", cache=cache)
     assert any(group.format == "logits" for group in groups(cache))
     monkeypatch.setattr("edgekit.models.Model.rows", lambda *_: pytest.fail("the checkpoint is not read again"))
-    assert measured(artifact_in(exact), exact / "model", cache=cache) == first
+    again = measured(artifact_in(exact), exact / "model", cache=cache)
+    # Sums in float64 depend on where an array lies in memory, in their last bits; these divergences are nothing else.
+    assert [part.figures.mean_kl.value for part in again.parts] == pytest.approx([p.figures.mean_kl.value for p in first.parts], abs=1e-12)
+    assert [part.greedy for part in again.parts] == [part.greedy for part in first.parts]
 
 
 def test_a_long_switch_is_left_out_of_the_quick_measurement(exact: Path) -> None:
-    quick = measured(artifact_in(exact), exact / "model", Effort(1, 16, 23))
+    quick = measured(artifact_in(exact), exact / "model", Effort(16, 16, 23))
     assert [(part.name, part.context, part.figures.positions) for part in quick.parts] == [("short", 15, 8)]
 
 
@@ -119,7 +125,7 @@ def test_the_reports(exact: Path) -> None:
     fidelity = measured(artifact_in(exact), exact / "model")
     manifest = load_artifact(artifact_in(exact)).manifest
     assert all(len(row) == len(head(fidelity)) for row in rows(fidelity))
-    json.dumps(document(fidelity, {"a": 0.1}), allow_nan=False)
+    json.dumps(asdict(fidelity), allow_nan=False)
     hostile = replace(manifest, model=replace(manifest.model, name="<script>alert(1)</script>"))
     text = html(hostile, fidelity, {"layers.0.q_proj": 0.1, "norm": 0.0})
     assert "<script" not in text and "&lt;script&gt;" in text

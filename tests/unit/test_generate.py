@@ -182,9 +182,10 @@ def test_stop_strings_do_not_depend_on_how_the_text_comes(text: str, stops: list
         at += size
         assert expected.startswith(shown), "never more than may be shown"
         held = min(at, len(text)) - len(shown)
-        assert buffer.stopped or held <= max((len(s) - 1 for s in stops), default=0), "nor kept back for nothing"
+        assert buffer.stopped_by or held <= max((len(s) - 1 for s in stops), default=0), "nor kept back for nothing"
     assert shown + buffer.finish() == expected
-    assert buffer.stopped == (expected != text)
+    assert (buffer.stopped_by is not None) == (expected != text)
+    assert buffer.stopped_by is None or (buffer.stopped_by in stops and text.startswith(expected + buffer.stopped_by))
 
 
 def test_processors_run_on_every_step_and_see_all_tokens(plain: Runtime) -> None:
@@ -300,3 +301,22 @@ def test_load_refuses_what_does_not_conform(
     path.write_text(json.dumps(manifest), encoding="utf-8")
     with pytest.raises(ArtifactError, match=problem):
         edgekit.load(tmp_path / "copy")
+
+
+def test_steps_name_the_likeliest_tokens_only_when_asked(plain: Runtime) -> None:
+    named = list(plain.generate("abc", max_tokens=5, top_logprobs=4))
+    for step in named:
+        assert len(step.top) == 4 and step.top[0] == (step.token, step.logprob)
+        assert [p for _, p in step.top] == sorted((p for _, p in step.top), reverse=True)
+    assert [step.token for step in plain.generate("abc", max_tokens=5)] == [step.token for step in named]
+    assert all(step.top == () for step in plain.generate("abc", max_tokens=5))
+    with pytest.raises(UsageError, match="top_logprobs"):
+        plain.generate("abc", top_logprobs=-1)
+
+
+def test_the_last_step_says_which_stop_string_it_was(plain: Runtime) -> None:
+    answer = plain.tokenizer.encode("one two three")
+    runtime, _ = scripted(plain, "abc", answer)
+    steps = list(runtime.generate("abc", max_tokens=len(answer), stop=["three", "two"]))
+    assert (steps[-1].finish, steps[-1].stopped_by) == ("stop", "two")
+    assert all(step.stopped_by is None for step in steps[:-1])

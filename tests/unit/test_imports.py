@@ -18,7 +18,8 @@ BUILD_ONLY = {
     "torch", "transformers", "onnx", "onnx_ir", "safetensors", "huggingface_hub", "ml_dtypes", "requests", "httpx",
     "edgekit.build", "edgekit.cache", "edgekit.catalog", "edgekit.checkpoint", "edgekit.companions", "edgekit.conformance",
     "edgekit.doctor", "edgekit.drivers", "edgekit.fetch",
-    "edgekit.greedy", "edgekit.hub", "edgekit.lock", "edgekit.models", "edgekit.output", "edgekit.quant", "edgekit.quantized",
+    "edgekit.greedy", "edgekit.hub", "edgekit.lock", "edgekit.models", "edgekit.output", "edgekit.plan", "edgekit.plan_report",
+    "edgekit.quant", "edgekit.quantized",
     "edgekit.reference", "edgekit.target",
 }  # fmt: skip
 
@@ -96,6 +97,13 @@ def test_the_engines_own_process_loads_nothing_of_the_build_side() -> None:
     """Beside what it runs, its memory is the model's."""
     loaded = modules_after("import edgekit.greedy, edgekit.parity")
     assert not {name for name in loaded if name in BUILD_ONLY or name.split(".")[0] in BUILD_ONLY} - {"edgekit.greedy"}
+
+
+def test_the_server_loads_nothing_of_the_build_side() -> None:
+    pytest.importorskip("uvicorn")
+    loaded = modules_after("import edgekit.server.run")
+    assert "starlette" in loaded
+    assert not {name for name in loaded if name in BUILD_ONLY or name.split(".")[0] in BUILD_ONLY}
 
 
 def test_onnx_runtime_is_told_before_it_starts() -> None:

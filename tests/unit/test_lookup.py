@@ -33,9 +33,6 @@ class Repeating(NullSession):
         self.calls: list[tuple[int, int, int]] = []
         self.interrupt = False
 
-    def forward(self, tokens: Sequence[int]) -> NDArray[np.float32]:
-        return self._rows(tokens, 1, super().forward(tokens)[np.newaxis])[0]
-
     def forward_last(self, tokens: Sequence[int], last: int) -> NDArray[np.float32]:
         return self._rows(tokens, last, super().forward_last(tokens, last))
 

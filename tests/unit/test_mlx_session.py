@@ -266,7 +266,7 @@ assert "mlx" not in sys.modules
 directory = Path({str(llama.directory)!r})
 session = open_session(directory, Manifest.from_json((directory / "edgekit.json").read_text(encoding="utf-8")))
 session.forward([1, 2, 3])
-build = {{"torch", "transformers", "tokenizers", "huggingface_hub", "safetensors", "mlx_lm", "mlx_lm.utils"}}
+build = {{"torch", "transformers", "huggingface_hub", "safetensors", "mlx_lm", "mlx_lm.utils"}}
 build |= {{"edgekit.quant", "edgekit.models", "edgekit.checkpoint", "edgekit.target"}}
 print(sorted(build & set(sys.modules)))
 import mlx_lm

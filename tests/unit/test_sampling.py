@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from edgekit.errors import EngineError, UsageError
-from edgekit.runtime.sampling import Sampler, Sampling, candidates, penalized
+from edgekit.runtime.sampling import Sampler, Sampling, candidates, likeliest, penalized
 
 Array = NDArray[np.float32]
 
@@ -182,3 +182,13 @@ def test_logits_that_are_no_numbers_are_an_engine_error(bad: float, temperature:
 def test_values_out_of_range_are_refused_by_name(field: str, value: float) -> None:
     with pytest.raises(UsageError, match=field):
         Sampling(**{field: value})
+
+
+@pytest.mark.parametrize("count", [1, 3, 50, 80])
+def test_the_likeliest_are_those_of_a_full_sort(count: int) -> None:
+    logits = logits_of(3).round(0)  # with ties
+    by_hand = sorted(range(logits.size), key=lambda i: (-logits[i], i))[:count]
+    total = math.log(math.fsum(math.exp(float(v)) for v in logits))
+    found = likeliest(logits, count)
+    assert [i for i, _ in found] == by_hand
+    assert [p for _, p in found] == pytest.approx([float(logits[i]) - total for i in by_hand], abs=1e-6)

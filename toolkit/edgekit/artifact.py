@@ -15,6 +15,9 @@ from edgekit.progress import Progress, silent
 from edgekit.records import RecordError, parse
 
 MANIFEST = "edgekit.json"
+SIGNATURE = "edgekit.json.sig"
+SIGNATURE_LENGTH = 64
+"""Bytes of an Ed25519 signature."""
 VERSION = 1
 MANIFEST_LIMIT = 16 << 20
 """Bytes; a larger manifest is refused before it is parsed."""
@@ -144,11 +147,46 @@ class CalibrationInfo:
 
 
 @dataclass(frozen=True)
+class FidelityPart:
+    """Figures (docs/fidelity.md) of one kind of window, ``context`` tokens or fewer before each position. error: standard error of the
+    mean, None of a single position."""
+
+    name: str
+    context: int
+    positions: int
+    mean_kl: float
+    mean_kl_error: float | None
+    kl_p999: float
+    same_top: float
+    rms_delta_p: float
+    reference_perplexity: float
+    perplexity: float
+
+
+@dataclass(frozen=True)
+class FidelityInfo:
+    """How far the artifact's predictions are from its checkpoint's, as measured when it was built.
+
+    verified: "quick": the portable weights in the reference decoder; "full": the artifact itself, by its engine; "not verified" for the
+    ``reason`` given. reference: what was compared with. max_kl, min_top1: the limits that were kept.
+    """
+
+    verified: Literal["quick", "full", "not verified"]
+    reason: str | None = None
+    reference: str | None = None
+    text_sha256: str | None = None
+    max_kl: float | None = None
+    min_top1: float | None = None
+    parts: tuple[FidelityPart, ...] = ()
+
+
+@dataclass(frozen=True)
 class Manifest:
     """All that a runtime needs to know of an artifact, and all that a user may ask about its origin.
 
     weights: canonical weight name -> digest of its portable form, equal on every engine (docs/artifact.md); empty where not recorded.
-    calibration: None where 4-bit weights were rounded by themselves.
+    calibration: None where 4-bit weights were rounded by themselves. fidelity: None where an older edgekit did not measure it.
+    release: its publisher's number, by which a device tells an older one; None where it was never given one.
     """
 
     format: Literal["edgekit"]
@@ -165,6 +203,8 @@ class Manifest:
     files: Mapping[str, FileInfo]
     weights: Mapping[str, str] = field(default_factory=dict)
     calibration: CalibrationInfo | None = None
+    fidelity: FidelityInfo | None = None
+    release: int | None = None
 
     def to_json(self) -> str:
         """The text of ``edgekit.json``: keys in the order of the specification, two spaces, one line feed at the end."""
@@ -194,11 +234,8 @@ class Artifact:
     manifest: Manifest
 
 
-def load_artifact(directory: Path | str) -> Artifact:
-    """Opens an artifact: the manifest, and that every file is there with its size. Digests are left to ``check_digests``.
-
-    Raises ArtifactError.
-    """
+def read_manifest(directory: Path | str) -> bytes:
+    """The bytes of ``edgekit.json``, not parsed. Raises ArtifactError."""
     directory = Path(directory)
     path = directory / MANIFEST
     try:
@@ -211,14 +248,43 @@ def load_artifact(directory: Path | str) -> Artifact:
         raise _unreadable(path, error) from None
     if len(raw) > MANIFEST_LIMIT:
         raise ArtifactError(f"{path}: larger than {MANIFEST_LIMIT >> 20} MB, that is no manifest")
-    try:
-        text = raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise ArtifactError(f"{path}: not UTF-8: {error}") from None
-    manifest = Manifest.from_json(text, where=str(path))
+    return raw
+
+
+def load_artifact(directory: Path | str, *, raw: bytes | None = None) -> Artifact:
+    """Opens an artifact: the manifest, and that every file is there with its size. Digests are left to ``check_digests``.
+
+    raw: the manifest, where it was read already. Raises ArtifactError.
+    """
+    directory = Path(directory)
+    where = str(directory / MANIFEST)
+    manifest = parse_manifest(read_manifest(directory) if raw is None else raw, where)
     for name, info in manifest.files.items():
         _check_file(directory, name, info)
     return Artifact(directory, manifest)
+
+
+def parse_manifest(raw: bytes, where: str) -> Manifest:
+    """Raises ArtifactError naming ``where`` and the key that is wrong."""
+    try:
+        text = raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ArtifactError(f"{where}: not UTF-8: {error}") from None
+    return Manifest.from_json(text, where=where)
+
+
+def unlisted(artifact: Artifact) -> list[str]:
+    """Files and links that lie in the directory and are no part of the artifact."""
+    names = (
+        path.relative_to(artifact.directory).as_posix() for path in artifact.directory.rglob("*") if path.is_symlink() or not path.is_dir()
+    )
+    return sorted(name for name in names if name not in (MANIFEST, SIGNATURE) and name not in artifact.manifest.files)
+
+
+def check_files(artifact: Artifact) -> None:
+    """A signature speaks for listed files alone, and an engine's loader may read others. Raises ArtifactError naming one."""
+    if extra := unlisted(artifact):
+        raise ArtifactError(f"{artifact.directory / extra[0]} is no part of the artifact, and a signed one holds nothing else; remove it")
 
 
 def check_digests(artifact: Artifact, progress: Progress = silent) -> None:
@@ -231,9 +297,18 @@ def check_digests(artifact: Artifact, progress: Progress = silent) -> None:
     for name, info in listed.items():
         if found[name].sha256 != info.sha256:
             raise ArtifactError(
-                f"{artifact.directory / name}: its content is not what was built (sha256 {found[name].sha256}, "
+                f"{artifact.directory / name}: its content{_what(artifact, name)} is not what was built (sha256 {found[name].sha256}, "
                 f"the manifest says {info.sha256}); copy or build it again"
             )
+
+
+def _what(artifact: Artifact, name: str) -> str:
+    known = {
+        artifact.manifest.chat_template: "the chat template",
+        "generation_config.json": "the stop ids",
+        "tokenizer.json": "the tokenizer",
+    }
+    return f", {known[name]}," if name in known else ""
 
 
 def digests(paths: Mapping[str, Path], stage: str, progress: Progress, threads: int | None = None) -> dict[str, FileInfo]:
@@ -262,9 +337,9 @@ def digests(paths: Mapping[str, Path], stage: str, progress: Progress, threads: 
 
 
 def list_files(directory: Path, progress: Progress) -> dict[str, FileInfo]:
-    """Size and digest of every file below ``directory`` but the manifest, by its relative name with ``/``, sorted."""
+    """Size and digest of every file below ``directory`` but the manifest and its signature, by its relative name with ``/``, sorted."""
     names = sorted(p.relative_to(directory).as_posix() for p in directory.rglob("*") if p.is_file())
-    return digests({name: directory / name for name in names if name != MANIFEST}, "digest of the artifact", progress)
+    return digests({name: directory / name for name in names if name not in (MANIFEST, SIGNATURE)}, "digest of the artifact", progress)
 
 
 def _unreadable(path: Path | str, error: OSError) -> ArtifactError:
@@ -316,10 +391,12 @@ def _check_values(manifest: Manifest, where: str) -> None:
             raise ArtifactError(f"{where}: context.{key}: wanted at least 1, found {value}")
     for name, info in manifest.files.items():
         parts = name.split("/")
-        if any(p in ("", ".", "..") for p in parts) or any(c in '\\:*?"<>|' or ord(c) < 32 for c in name) or name == MANIFEST:
+        if any(p in ("", ".", "..") for p in parts) or any(c in '\\:*?"<>|' or ord(c) < 32 for c in name) or name in (MANIFEST, SIGNATURE):
             raise ArtifactError(f"{where}: files: {name!r} is no plain relative path inside the artifact")
         if info.bytes < 0:
             raise ArtifactError(f"{where}: files.{name}.bytes: wanted at least 0, found {info.bytes}")
+    if manifest.release is not None and manifest.release < 0:
+        raise ArtifactError(f"{where}: release: wanted at least 0, found {manifest.release}")
     template = manifest.chat_template
     if template is not None and template not in manifest.files:
         raise ArtifactError(f"{where}: chat_template: {template!r} is not among the files")

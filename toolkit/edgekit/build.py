@@ -6,15 +6,17 @@ import re
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol, cast
 
 from edgekit import __version__
 from edgekit.artifact import (
+    Artifact,
     CalibrationInfo,
     ContextInfo,
     EngineInfo,
+    FidelityInfo,
     Manifest,
     ModelInfo,
     SchemeInfo,
@@ -27,11 +29,13 @@ from edgekit.calibrate import calibrate, calibration_tokens, method
 from edgekit.catalog import resolve
 from edgekit.checkpoint import reading
 from edgekit.companions import TEMPLATE, Companions, companion_files, read_companions, write_companions
-from edgekit.conformance import greedy_vectors, text_vectors
+from edgekit.conformance import NOT_VERIFIED, greedy_vectors, text_vectors
+from edgekit.device import load_device
 from edgekit.digest import Ledger, weight_digests
 from edgekit.engines import ENGINES
 from edgekit.engines.exported import Exported, Footprint
 from edgekit.errors import EngineMissing, OutputError, TargetError, UsageError
+from edgekit.fidelity_gate import Gate, Limits, Quantized, pass_gate, report_place
 from edgekit.models import Model, open_model
 from edgekit.output import check_free, check_output, flush, seal, writing
 from edgekit.progress import Progress, silent
@@ -62,6 +66,29 @@ class Exporter(Protocol):
         """Writes graph, weights and the engine's own configuration into ``directory``, which already holds the tokenizer's files."""
 
 
+@dataclass(frozen=True)
+class Fitted:
+    """To what 4-bit weights are fitted: a text and its sequences of tokens; None and no sequence: to nothing."""
+
+    text: str | None
+    sequences: Sequence[Sequence[int]]
+
+
+@dataclass(frozen=True)
+class Job:
+    """All that is settled before the long job. gate: None for an artifact that is not to be verified."""
+
+    model: Model
+    scheme: QuantScheme
+    target: Target
+    exporter: Exporter
+    companions: Companions
+    fitted: Fitted
+    gate: Gate | None
+    cache: Cache | None
+    threads: int | None
+
+
 def build(
     model: str | Path,
     *,
@@ -70,10 +97,13 @@ def build(
     scheme: str | None = None,
     revision: str | None = None,
     context: int | None = None,
+    device: str | Path | None = None,
     offline: bool = False,
     force: bool = False,
     cached: bool = True,
     verify: bool = True,
+    full: bool = False,
+    limits: Limits = Limits(),  # noqa: B008 (frozen)
     calibration: str | None = None,
     progress: Progress = silent,
     threads: int | None = None,
@@ -82,66 +112,98 @@ def build(
 
     model:   a catalogue name, ``org/name[@revision]``, a local directory, or ``tiny-phi`` (in the package).
     target:  a name (``edgekit.targets()``) or the path of a ``.toml`` file; ``scheme`` and ``context`` (tokens) replace its own.
+    device:  a name (``edge devices``) or the path of a ``.toml`` file: what cannot fit there is refused before anything is written.
     force:   replace an artifact that is already there, once the new one is complete.
     cached:  take quantized weights from the cache and keep new ones there (``edge cache list``).
-    verify:  open the artifact with its own engine, in a process of its own, and record what it answers (conformance vectors). False says
-             "not verified" in the manifest; nothing then holds more than a few blocks of weights in memory.
+    verify:  compare the quantized weights with the checkpoint (``fidelity_gate.py``), open the artifact with its own engine, in another
+             process, and record what it answers (conformance vectors). False says "not verified" in the manifest; nothing then holds more
+             than a few blocks of weights in memory.
+    full:    measure the artifact itself as well, through its engine, on more text and beyond a long LongRoPE switch.
+    limits:  beyond which nothing is written but a report beside ``output``; what they leave open is the scheme's own.
     calibration: text like what the model will meet, 10,000 tokens or more: 4-bit weights are rounded for it (GPTQ, ``calibrate.py``), which
              takes a pass of the reference decoder over it. None rounds by the weights alone.
     threads: that hash and quantize, and of the engine when it computes the conformance vectors; None takes every core. The artifact is
              the same, byte for byte.
-    Raises UsageError, ModelError, TargetError, EngineMissing, TemplateError, OutputError, DownloadError or EngineError; then, as
-    after Ctrl-C, nothing is left behind.
+    Raises UsageError, ModelError, TargetError, DoesNotFit, EngineMissing, TemplateError, OutputError, DownloadError, EngineError
+    or FidelityError (with a report); then, as after Ctrl-C, nothing else is left behind.
     """
-    output = Path(output)
+    output, gate = Path(output), _gate(verify, full, limits)
     wanted, quant, exporter = check_request(target, output, scheme=scheme, force=force)
+    if device is not None:
+        from edgekit.plan import check_fits, find  # which plans by what is here
+
+        # Before a download, too.
+        place, found = load_device(device), find(str(model), revision=revision, offline=offline)
+        check_fits(found, load_target(target), place, scheme=scheme, context=context)
     opened = open_model(resolve(str(model), revision=revision, offline=offline, progress=progress))
-    wanted = replace(wanted, context=_context(opened, wanted, context))
+    wanted = replace(wanted, context=context_for(opened, wanted, context))
     companions = read_companions(opened.checkpoint, opened.decoder.vocab_size)
     if calibration is not None and quant.linear.symmetric:
         raise UsageError(f"{quant.name} cannot be calibrated: its zero points are fixed; choose another --scheme, or leave out --calibrate")
-    sequences = _sequences(calibration, companions, opened)
+    fitted = Fitted(calibration, _sequences(calibration, companions, opened))
     exporter.check(opened, quant, wanted)
     size = exporter.footprint(opened, quant, wanted)
     _check_footprint(size, opened, quant, wanted, output)
     cache = open_cache() if cached else None
     if cache is not None:
         make_room(cache, size.weights)
+    job = Job(opened, quant, wanted, exporter, companions, fitted, gate, cache, threads)
     with writing(output, force=force) as staging:
-        write_companions(companions, opened.checkpoint, staging)
-        with reading(opened.checkpoint.directory):
-            sources = source_files(_model_files(opened), cache, progress, threads)
-        ledger = Ledger()
-        quantizer = Quantizer(threads, cache, sources, ledger=ledger)
-        if sequences:
-            # Without the user's cache the blocks lie beside what they become, and go with it.
-            store = Kept(cache or Cache(staging / CALIBRATED, sys.maxsize), sources, method(sequences))
-            calibrate(opened, quant, sequences, store, progress)
-            quantizer = replace(quantizer, calibrated=store)
-        exported = exporter.export(opened, quant, wanted, staging, progress, quantizer)
-        shutil.rmtree(staging / CALIBRATED, ignore_errors=True)
-        files = {path.name: source.sha256 for path, source in sources.items()}
-        manifest = _manifest(opened, quant, wanted, companions, exported, files)
-        manifest = replace(manifest, weights=weight_digests(opened, ledger), calibration=_calibration(sequences, calibration))
-        if verify:
-            with greedy_vectors(staging, manifest, companions, threads) as computed:
-                manifest = replace(manifest, files=list_files(staging, progress))
-                if sys.platform != "win32":  # there a file that the engine has open cannot be opened to be flushed
-                    flush(staging)  # the disk works while the engine computes
-                manifest = replace(manifest, conformance=replace(manifest.conformance, greedy=computed()))
-        else:
-            manifest = replace(manifest, files=list_files(staging, progress))
+        manifest = _make(job, staging, output, progress)
         seal(staging, manifest)
+    report_place(output).unlink(missing_ok=True)
     if cache is not None:
         prune(cache, cache.limit)
     return manifest
+
+
+def _gate(verify: bool, full: bool, limits: Limits) -> Gate | None:
+    if not verify and (full or limits != Limits()):
+        raise UsageError("limits of fidelity and a full verification contradict --no-verify; give one of them")
+    return Gate(limits, full) if verify else None
+
+
+def _make(job: Job, staging: Path, output: Path, progress: Progress) -> Manifest:
+    """Writes everything but the manifest, which is returned."""
+    model, companions = job.model, job.companions
+    write_companions(companions, model.checkpoint, staging)
+    with reading(model.checkpoint.directory):
+        sources = source_files(_model_files(model), job.cache, progress, job.threads)
+    ledger = Ledger()
+    quantizer = Quantizer(job.threads, job.cache, sources, ledger=ledger)
+    if job.fitted.sequences:
+        # Without the user's cache the blocks lie beside what they become, and go with it.
+        store = Kept(job.cache or Cache(staging / CALIBRATED, sys.maxsize), sources, method(job.fitted.sequences))
+        calibrate(model, job.scheme, job.fitted.sequences, store, progress)
+        quantizer = replace(quantizer, calibrated=store)
+    exported = job.exporter.export(model, job.scheme, job.target, staging, progress, quantizer)
+    weights = weight_digests(model, ledger)
+    manifest = _manifest(job, exported, weights, {path.name: source.sha256 for path, source in sources.items()})
+    if job.gate is not None:
+        # A template must be among the files, and these are listed later.
+        artifact = Artifact(staging, replace(manifest, chat_template=None))
+        made = Quantized(model, model, job.scheme, replace(quantizer, ledger=None), weights)
+        manifest = replace(manifest, fidelity=pass_gate(job.gate, made, companions, artifact, output, progress))
+    shutil.rmtree(staging / CALIBRATED, ignore_errors=True)
+    return _listed(job, manifest, staging, progress)
+
+
+def _listed(job: Job, manifest: Manifest, staging: Path, progress: Progress) -> Manifest:
+    """With the digests of all files and, unless it is not to be verified, what the engine answers."""
+    if job.gate is None:
+        return replace(manifest, files=list_files(staging, progress))
+    with greedy_vectors(staging, manifest, job.companions, job.threads) as computed:
+        manifest = replace(manifest, files=list_files(staging, progress))
+        if sys.platform != "win32":  # there a file that the engine has open cannot be opened to be flushed
+            flush(staging)  # the disk works while the engine computes
+        return replace(manifest, conformance=replace(manifest.conformance, greedy=computed()))
 
 
 def check_request(target: str | Path, output: Path, *, scheme: str | None, force: bool) -> tuple[Target, QuantScheme, Exporter]:
     """What can be known before the model is opened. Raises TargetError, EngineMissing (of the exporter) or OutputError."""
     wanted = load_target(target)
     quant = load_scheme(scheme or wanted.scheme)
-    exporter = _exporter(wanted)
+    exporter = exporter_of(wanted)
     check_output(output, force=force)
     check_free(output)
     return wanted, quant, exporter
@@ -171,7 +233,8 @@ def _default_name(model: str, target: str) -> str:
     return f"{re.sub(r'[^A-Za-z0-9._-]+', '-', name)}-{target_name}"
 
 
-def _exporter(target: Target) -> Exporter:
+def exporter_of(target: Target) -> Exporter:
+    """The ``export`` module of the target's engine. Raises EngineMissing."""
     engine = ENGINES[target.engine]
     try:
         return cast(Exporter, importlib.import_module(engine.export))
@@ -183,7 +246,8 @@ def _exporter(target: Target) -> Exporter:
         ) from error
 
 
-def _context(model: Model, target: Target, asked: int | None) -> int:
+def context_for(model: Model, target: Target, asked: int | None) -> int:
+    """The context to build for: ``asked``, else the target's, capped by the model's. Raises UsageError for more than the model holds."""
     limit = model.decoder.context
     if asked is None:
         return min(target.context, limit)
@@ -213,9 +277,9 @@ def _check_footprint(size: Footprint, model: Model, scheme: QuantScheme, target:
         )
 
 
-def _manifest(
-    model: Model, scheme: QuantScheme, target: Target, companions: Companions, exported: Exported, files: Mapping[str, str]
-) -> Manifest:
+def _manifest(job: Job, exported: Exported, weights: Mapping[str, str], files: Mapping[str, str]) -> Manifest:
+    """files: digests of what was read. What is measured later says here that it was not."""
+    model, scheme, target, companions = job.model, job.scheme, job.target, job.companions
     source, decoder = model.checkpoint.source, model.decoder
     window = next((w for w in decoder.windows if w is not None and w < target.context), None)
     switch = decoder.rope.switch if decoder.rope.is_long(target.context) else None
@@ -241,6 +305,9 @@ def _manifest(
         chat_template=None if companions.template is None else TEMPLATE,
         conformance=text_vectors(companions),
         files={},
+        weights=weights,
+        calibration=_calibration(job.fitted),
+        fidelity=FidelityInfo("not verified", NOT_VERIFIED),
     )
 
 
@@ -253,10 +320,10 @@ def _sequences(text: str | None, companions: Companions, model: Model) -> list[t
     return calibration_tokens(companions.tokenizer.encode(text), bos, model.decoder.rope.switch or model.decoder.context)
 
 
-def _calibration(sequences: Sequence[Sequence[int]], text: str | None) -> CalibrationInfo | None:
-    if text is None:
+def _calibration(fitted: Fitted) -> CalibrationInfo | None:
+    if fitted.text is None:
         return None
-    return CalibrationInfo("gptq", sum(map(len, sequences)), hashlib.sha256(text.encode()).hexdigest())
+    return CalibrationInfo("gptq", sum(map(len, fitted.sequences)), hashlib.sha256(fitted.text.encode()).hexdigest())
 
 
 def _format(form: Format) -> TensorFormat:

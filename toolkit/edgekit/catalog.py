@@ -3,13 +3,15 @@
 import difflib
 import re
 import sys
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
+from typing import TypeVar
 
 from edgekit.checkpoint import Checkpoint, Source, declared_license, open_checkpoint
 from edgekit.errors import EdgekitError, ModelNotFound, UsageError
-from edgekit.progress import Progress
+from edgekit.progress import Progress, silent
 from edgekit.records import RecordError, parse
 
 if sys.version_info >= (3, 11):
@@ -17,6 +19,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
+T = TypeVar("T")
 HERE = Path(__file__).parent
 EMBEDDED = "tiny-phi"
 # As the hub allows them: letters, digits, "-", "_", "."; a revision is a commit, tag or branch (which may hold "/").
@@ -72,6 +75,10 @@ def catalogue() -> list[CatalogEntry]:
     return list(_entries())
 
 
+FromHub = Callable[[str, str | None, str | None], T]
+"""Hub id, revision and licence, as far as they are known, to what is wanted of the model."""
+
+
 def resolve(model: str, *, revision: str | None = None, offline: bool = False, progress: Progress) -> Checkpoint:
     """Find ``model``, download it where needed, and open it.
 
@@ -83,10 +90,52 @@ def resolve(model: str, *, revision: str | None = None, offline: bool = False, p
 
     Raises ModelNotFound, UsageError, DownloadError, EngineMissing (no huggingface_hub) and what ``open_checkpoint`` raises.
     """
+
+    def from_hub(hub: str, revision: str | None, license: str | None) -> Checkpoint:
+        # Imported here: huggingface_hub is slow to load and not part of the base install.
+        from edgekit.hub import download
+
+        directory, commit = download(hub, revision, offline=offline, progress=progress)
+        return open_checkpoint(directory, Source(hub, "hub", commit, license or declared_license(directory)))
+
+    return _resolve(model, revision, from_hub)
+
+
+@dataclass(frozen=True)
+class Outlined:
+    """A checkpoint whose weights need not be here, so that none can be read. download: bytes a build would fetch, were nothing there.
+    sizes: bytes of its other files by name; empty where the checkpoint is a directory, which says that itself."""
+
+    checkpoint: Checkpoint
+    download: int = 0
+    sizes: Mapping[str, int] = field(default_factory=dict)
+
+
+def outline(model: str, *, revision: str | None = None, offline: bool = False) -> Outlined:
+    """What ``resolve`` finds, without downloading weights: of a hub model config.json and the safetensors' headers. Raises as it does."""
+
+    def from_hub(hub: str, revision: str | None, license: str | None) -> Outlined:
+        from edgekit.hub import outline
+
+        if offline:
+            return Outlined(resolve(hub, revision=revision, offline=True, progress=silent))
+        found = outline(hub, revision)
+        # Some store a tied lm_head as well; a build compares it with the embedding, which takes the weights.
+        tied = found.config.get("tie_word_embeddings") is True
+        tensors = {name: info for name, info in found.tensors.items() if not (tied and name == "lm_head.weight")}
+        return Outlined(
+            Checkpoint(Path(hub), Source(hub, "hub", found.commit, license), found.config, tensors), found.download, found.sizes
+        )
+
+    found = _resolve(model, revision, from_hub)
+    return found if isinstance(found, Outlined) else Outlined(found)
+
+
+def _resolve(model: str, revision: str | None, from_hub: FromHub[T]) -> Checkpoint | T:
     name, revision = _split(model, revision)
     entry = next((e for e in _entries() if e.name == name.lower()), None)
     if entry is not None and entry.hub is not None:
-        return _from_hub(entry.hub, revision or entry.revision, offline, progress, entry.license)
+        return from_hub(entry.hub, revision or entry.revision, entry.license)
     if entry is not None:
         _no_revision(model, revision, "the model that comes with the package")
         directory = HERE / "tiny_phi"
@@ -101,7 +150,7 @@ def resolve(model: str, *, revision: str | None = None, offline: bool = False, p
         raise ModelNotFound(f"no such directory: {model}")
     if HUB_ID.fullmatch(name):
         listed = next((e for e in _entries() if e.hub is not None and e.hub.lower() == name.lower()), None)
-        return _from_hub(name, revision, offline, progress, listed.license if listed else None)
+        return from_hub(name, revision, listed.license if listed else None)
     raise _unknown(name)
 
 
@@ -143,11 +192,3 @@ def _unknown(name: str) -> ModelNotFound:
     close = difflib.get_close_matches(name.lower(), names, n=3, cutoff=0.5)
     hint = f"did you mean {', '.join(close)}?" if close else "`edge models` lists the names."
     return ModelNotFound(f"unknown model {name!r}: {hint} A hub id (org/name) or a directory works too.")
-
-
-def _from_hub(hub: str, revision: str | None, offline: bool, progress: Progress, license: str | None) -> Checkpoint:
-    # Imported here: huggingface_hub is slow to load and not part of the base install.
-    from edgekit.hub import download
-
-    directory, commit = download(hub, revision, offline=offline, progress=progress)
-    return open_checkpoint(directory, Source(hub, "hub", commit, license or declared_license(directory)))

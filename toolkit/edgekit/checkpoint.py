@@ -154,7 +154,16 @@ def read_config(directory: Path) -> Mapping[str, object]:
         adapter = " It holds a LoRA adapter: merge it into its base model first." if (directory / "adapter_config.json").is_file() else ""
         raise ConfigError(f"{directory} has no config.json: it is no checkpoint in Hugging Face layout.{adapter}")
     try:
-        config = parse_object(read_bounded(path))
+        content = read_bounded(path)
+    except ValueError as error:
+        raise ConfigError(f"{path}: {error}") from None
+    return parse_config(content, path)
+
+
+def parse_config(content: bytes, path: Path) -> Mapping[str, object]:
+    """config.json from its bytes; ``path`` is for messages. Raises ConfigError as ``read_config`` does."""
+    try:
+        config = parse_object(content)
     except ValueError as error:
         raise ConfigError(f"{path}: {error}") from None
     for key in ("quantization_config", "compression_config"):
@@ -269,13 +278,23 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
     """The tensors of one safetensors file, in file order. Raises CheckpointError naming the file for anything the format forbids."""
     with reading(path), path.open("rb") as file:
         size = path.stat().st_size
-        prefix = file.read(8)
-        length = int.from_bytes(prefix, "little")
-        if len(prefix) == 8 and length > MAX_HEADER:
-            raise CheckpointError(f"{path}: header of {length} bytes, at most {MAX_HEADER} are allowed: not a safetensors file")
-        if size < 8 + length or len(prefix) < 8:
-            raise CheckpointError(f"{path} is truncated: {size} bytes, its header alone needs {8 + length}. Download it again.")
-        text = file.read(length)
+        text = file.read(header_length(file.read(8), path, size))
+    return parse_header(text, path, size)
+
+
+def header_length(prefix: bytes, path: Path, size: int) -> int:
+    """Bytes of the JSON after the first eight of a file of ``size`` bytes. Raises CheckpointError."""
+    length = int.from_bytes(prefix, "little")
+    if len(prefix) == 8 and length > MAX_HEADER:
+        raise CheckpointError(f"{path}: header of {length} bytes, at most {MAX_HEADER} are allowed: not a safetensors file")
+    if size < 8 + length or len(prefix) < 8:
+        raise CheckpointError(f"{path} is truncated: {size} bytes, its header alone needs {8 + length}. Download it again.")
+    return length
+
+
+def parse_header(text: bytes, path: Path, size: int) -> dict[str, TensorInfo]:
+    """The tensors that the JSON of a file of ``size`` bytes names. Raises CheckpointError as ``read_header`` does."""
+    length = len(text)
     if not text.startswith(b"{"):
         raise CheckpointError(f"{path}: the header does not begin with '{{': not a safetensors file")
     try:

@@ -74,6 +74,11 @@ def companion_files(directory: Path) -> list[Path]:
     return files
 
 
+def companion_sizes(sizes: Mapping[str, int]) -> int:
+    """Bytes of those files of a checkpoint, given by name and size, that are copied."""
+    return sum(size for name, size in sizes.items() if name in COPIED or name == TEMPLATE or name.lower().startswith(LEGAL))
+
+
 def _check_link(path: Path) -> None:
     """An unpacked archive may hold a LICENSE that is a link to somebody's keys, which would then be copied and published. The hub's own
     cache links to the ``blobs`` beside its snapshots."""

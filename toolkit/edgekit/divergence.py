@@ -103,25 +103,26 @@ def join(parts: Iterable[Scores]) -> Scores:
 def figures(scores: Scores) -> Figures:
     """The figures of at least one position."""
     median, p99, p999, top = (float(v) for v in np.quantile(scores.kl, [0.5, 0.99, 0.999, 1.0]))
-    square = _mean(scores.delta_p**2)
+    square = mean(scores.delta_p**2)
     rms = math.sqrt(square.value)
     return Figures(
         len(scores.kl),
-        _mean(scores.kl),
+        mean(scores.kl),
         median,
         p99,
         p999,
         top,
         Estimate(rms, square.error / (2 * rms) if rms else square.error),
-        _mean(scores.same.astype(np.float64)),
-        _exponential(_mean(scores.reference_nll)),
-        _exponential(_mean(scores.nll)),
+        mean(scores.same.astype(np.float64)),
+        _exponential(mean(scores.reference_nll)),
+        _exponential(mean(scores.nll)),
         # Of the difference at each position: the two perplexities rise and fall together.
-        _exponential(_mean(scores.nll - scores.reference_nll)),
+        _exponential(mean(scores.nll - scores.reference_nll)),
     )
 
 
-def _mean(values: F64) -> Estimate:
+def mean(values: F64) -> Estimate:
+    """Of at least one value, with its standard error."""
     count = len(values)
     return Estimate(float(values.mean()), float(values.std()) / math.sqrt(count - 1) if count > 1 else math.nan)
 

@@ -7,7 +7,7 @@ EdgekitError                1   (never raised itself; catch it to catch them all
  │   ├─ CheckpointError         a file or tensor is missing, cut short, of a wrong dtype, or not finite
  │   ├─ ConfigError             config.json is malformed or disagrees with its tensors
  │   └─ UnknownArchitecture     model_type is none of those known
- ├─ TargetError             4   a target (or scheme) is unknown, malformed, or cannot hold this model
+ ├─ TargetError             4   a target, scheme or device is unknown, malformed, or cannot hold this model
  ├─ EngineMissing           5   the engine is not installed; says which extra brings it
  ├─ ArtifactError           6   a directory is no complete artifact, or its files do not match its manifest
  ├─ ContextOverflow         7   more tokens than the artifact's context holds
@@ -15,7 +15,9 @@ EdgekitError                1   (never raised itself; catch it to catch them all
  ├─ OutputError             9   the output cannot be written: exists, in use, read-only, disk full
  ├─ DownloadError          10   the hub cannot be reached or sent something wrong
  ├─ EngineError            11   the engine refused or failed on a valid artifact
- └─ FidelityError          12   an artifact is too far from its model, or two of one model do not agree
+ ├─ FidelityError          12   an artifact is too far from its model, or two of one model do not agree
+ ├─ SignatureError         14   an artifact is not signed by a trusted key, or is an older release
+ └─ DoesNotFit             16   a model does not fit a device; says what would
 
 Ctrl-C ends the command with 130, SIGTERM with 143, a closed terminal with 129.
 
@@ -87,3 +89,11 @@ class EngineError(EdgekitError):
 
 class FidelityError(EdgekitError):
     exit_code = 12
+
+
+class SignatureError(EdgekitError):
+    exit_code = 14
+
+
+class DoesNotFit(EdgekitError):
+    exit_code = 16

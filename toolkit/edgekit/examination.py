@@ -10,20 +10,21 @@ from edgekit.cache import open_cache
 from edgekit.catalog import resolve
 from edgekit.console import table_lines
 from edgekit.errors import EdgekitError, FidelityError, UsageError
-from edgekit.fidelity import FULL, QUICK, Fidelity, default_text, measure
+from edgekit.fidelity import Fidelity, default_text, measure, same_source, source_digests
 from edgekit.fidelity_gate import Limits, check
 from edgekit.models import open_model
+from edgekit.origin import Origin, check_origin
 from edgekit.progress import Progress
-from edgekit.quant.scheme import Format, scheme
-from edgekit.quantized import Quantizer
 from edgekit.resources import read_text
-from edgekit.tensor_errors import tensor_errors
+from edgekit.signing import Trust
+from edgekit.windows import FULL, QUICK
 
 
 @dataclass(frozen=True)
 class Wishes:
     """run: let the engines work. against: a model (as for ``edge build``) to measure fidelity to, on ``text`` or edgekit's own; ``html``:
     where the page goes; ``max_kl`` and ``min_top1``: what must be kept. prompts, tokens, margin: of the comparison of several artifacts.
+    trust: whose signature each must bear.
     """
 
     run: bool = True
@@ -37,6 +38,7 @@ class Wishes:
     tokens: int = parity.TOKENS
     margin: float = parity.MARGIN
     threads: int | None = None
+    trust: Trust | None = None
 
 
 @dataclass(frozen=True)
@@ -51,8 +53,11 @@ class Problem:
 
 @dataclass(frozen=True)
 class Measured:
+    """fidelity: None of an artifact whose files are not those that were built: it is not run."""
+
     directory: str
-    fidelity: Fidelity
+    origin: Origin
+    fidelity: Fidelity | None
 
 
 @dataclass(frozen=True)
@@ -78,6 +83,12 @@ class Examined:
         if self.compared is not None:
             lines += self.compared.as_lines()
         for one in self.measured:
+            if one.origin.problems:
+                lines.append(f"{one.directory}: NOT what its model makes of it, see below")
+            else:
+                lines.append(f"{one.directory}: rope factors, chat template and stop ids are its model's; weights: {one.origin.weights}")
+            if one.fidelity is None:
+                continue
             source = "" if one.fidelity.same_source else " (NOT the checkpoint that it was built from)"
             lines += [f"{one.directory}: fidelity to its model{source}"]
             lines += [f"  {line}" for line in table_lines(fidelity_report.head(one.fidelity), fidelity_report.rows(one.fidelity))]
@@ -91,7 +102,7 @@ def examine(directories: Sequence[Path], wishes: Wishes, progress: Progress) -> 
     compared: parity.Report | None = None
     for directory in directories:
         try:
-            intact.append(verify.verify(directory, run=wishes.run, threads=wishes.threads, progress=progress))
+            intact.append(verify.verify(directory, run=wishes.run, threads=wishes.threads, trust=wishes.trust, progress=progress))
         except EdgekitError as error:
             problems.append(_problem(error, directory))
     if len(directories) > 1 and not problems:
@@ -109,13 +120,15 @@ def examine(directories: Sequence[Path], wishes: Wishes, progress: Progress) -> 
             problems.append(_problem(error, None))
     broken = {problem.directory for problem in problems}
     for directory in directories if wishes.against is not None else ():
-        if str(directory) in broken:
-            continue
         try:
-            measured.append(Measured(str(directory), _fidelity(directory, wishes, progress)))
-            check(measured[-1].fidelity, Limits(wishes.max_kl, wishes.min_top1), str(directory))
+            measured.append(_compared(directory, wishes, progress, run=str(directory) not in broken))
+            problems += [Problem(str(directory), "FidelityError", text, FidelityError.exit_code) for text in measured[-1].origin.problems]
+            found = measured[-1].fidelity
+            if found is not None:
+                check(found, Limits(wishes.max_kl, wishes.min_top1), str(directory))
         except EdgekitError as error:
-            problems.append(_problem(error, directory))
+            if str(directory) not in broken:  # else said already
+                problems.append(_problem(error, directory))
     return Examined(tuple(intact), compared, tuple(measured), tuple(problems))
 
 
@@ -130,21 +143,19 @@ def _check(directories: Sequence[Path], wishes: Wishes) -> None:
         raise UsageError("--prompt is for comparing: give at least two artifacts of one model")
 
 
-def _fidelity(directory: Path, wishes: Wishes, progress: Progress) -> Fidelity:
+def _compared(directory: Path, wishes: Wishes, progress: Progress, *, run: bool) -> Measured:
+    """run: measure its predictions, too."""
     model = open_model(resolve(str(wishes.against), progress=progress))
     text = read_text(wishes.text) if wishes.text is not None else default_text(model)
-    artifact, cache = load_artifact(directory), open_cache()
-    effort = FULL if wishes.full else QUICK
-    found = measure(artifact, model, text, effort, cache=cache, progress=progress, threads=wishes.threads)
+    artifact, cache, threads = load_artifact(directory), open_cache(), wishes.threads
+    sources = source_digests(model, cache, progress, threads)
+    origin = check_origin(artifact, model, same_source=same_source(artifact.manifest, sources), progress=progress, threads=threads)
+    if not run:
+        return Measured(str(directory), origin, None)
+    found = measure(artifact, model, text, FULL if wishes.full else QUICK, cache=cache, progress=progress, threads=threads)
     if wishes.html is not None:
-        stored = artifact.manifest.scheme
-        exceptions = {name: Format(form.bits, form.group) for name, form in stored.exceptions.items() if form.group is not None}
-        # Of the scheme as it rounds by itself; a calibrated artifact's matrices are rounded for their inputs instead.
-        errors = None
-        if artifact.manifest.calibration is None:
-            errors = tensor_errors(model, scheme(stored.name), exceptions, Quantizer(threads=wishes.threads), progress)
-        wishes.html.write_text(fidelity_report.html(artifact.manifest, found, errors), encoding="utf-8", newline="\n")
-    return found
+        wishes.html.write_text(fidelity_report.html(artifact.manifest, found, origin.errors), encoding="utf-8", newline="\n")
+    return Measured(str(directory), origin, found)
 
 
 def _problem(error: EdgekitError, directory: Path | None) -> Problem:

@@ -69,6 +69,28 @@ def check(api: Any, model: str, commit: str, names: Sequence[str], folder: Path)
         _check(file, folder / file.name)
 
 
+def beginning(api: Any, model: str, commit: str, name: str, count: int) -> tuple[bytes, int]:
+    """At most ``count`` bytes from the start of a file, and the size of the whole. Nothing is kept, and nothing compared with a digest,
+    which is of the whole. Raises as ``fetch`` does."""
+    file = patiently(api, partial(_file, api, model, commit, name))
+
+    def get() -> bytes:
+        got = bytearray()
+        headers = {**file.headers, "Range": f"bytes=0-{count - 1}"}
+        with api.utils.get_session().stream("GET", file.url, headers=headers, timeout=TIMEOUT) as response:
+            api.utils.hf_raise_for_status(response)
+            for chunk in response.iter_bytes():
+                got += chunk
+                if len(got) >= count:  # it may know no ranges
+                    break
+        return bytes(got[:count])
+
+    found = patiently(api, get) if file.size else b""
+    if len(found) < min(count, file.size):
+        raise DownloadError(f"{name} of {model}: {len(found)} bytes arrived of {min(count, file.size)}; run it again")
+    return found, file.size
+
+
 def _files(api: Any, model: str, commit: str, names: Sequence[str]) -> Iterator[_File]:
     for name in names:
         yield patiently(api, partial(_file, api, model, commit, name))

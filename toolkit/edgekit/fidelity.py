@@ -1,7 +1,6 @@
 """How faithful an artifact is: its own engine's predictions against the unquantized checkpoint's, run by ``reference.py``.
 
 Nothing here trusts the build: the artifact is opened as a device opens it, in a process of its own, and the reference reads the checkpoint.
-Text is cut into windows as llama-perplexity does it: the first half of a window is context, the positions of the second half are scored.
 """
 
 import hashlib
@@ -12,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 
-from edgekit import cache as kept
 from edgekit.artifact import Artifact, Manifest
 from edgekit.cache import Cache, source_files
 from edgekit.checkpoint import reading
@@ -21,17 +19,14 @@ from edgekit.errors import CheckpointError, UsageError
 from edgekit.logits import Ask, compute
 from edgekit.models import Model
 from edgekit.progress import Progress
-from edgekit.reference import VERSION, reference_logits_many
+from edgekit.reference_cache import Weighted, logits
 from edgekit.runtime.tokenizer import Tokenizer, open_tokenizer
+from edgekit.windows import Effort, Window, windows
 
-BEYOND = 128
-"""Tokens by which the long window passes the LongRoPE switch; all of them are scored."""
 WORST, BEFORE = 12, 24
 """Positions that a report shows, and tokens before each."""
-CONTINUED = 32
-"""Tokens of a greedy continuation that is compared."""
-
-
+CONTINUED, CONTINUATIONS = 32, 4
+"""Tokens of a greedy continuation that is compared, and continuations of each kind of window at most."""
 TEXT = "verification.txt"
 """A model may bring text of its own kind in a file of this name; the project's own, in many languages, serves all others."""
 
@@ -45,36 +40,23 @@ def default_text(model: Model) -> str:
 
 
 @dataclass(frozen=True)
-class Effort:
-    """windows: how many of ``length`` tokens are scored. switch: the longest LongRoPE switch that one more window is laid across."""
-
-    windows: int
-    length: int
-    switch: int
-
-
-QUICK = Effort(2, 256, 512)
-"""A few hundred tokens: half a minute for a model of 4 billion weights on two cores."""
-FULL = Effort(16, 512, 1 << 30)
-
-
-@dataclass(frozen=True)
-class Part:
-    """Figures of one kind of window: ``context`` tokens or fewer before each scored position."""
-
-    name: str
-    context: int
-    figures: Figures
-
-
-@dataclass(frozen=True)
 class Greedy:
-    """How many tokens of a greedy continuation of ``length`` tokens are the reference's own choice, before the first that is not; the
+    """One greedy continuation of ``length`` tokens: how many are the reference's own choice before the first that is not, and the
     reference's margin there: how much higher, in logits, it rates its own choice (0 where all agree)."""
 
     agreed: int
     length: int
     margin: float
+
+
+@dataclass(frozen=True)
+class Part:
+    """Figures of one kind of window: ``context`` tokens or fewer before each scored position. greedy: empty where nothing was run."""
+
+    name: str
+    context: int
+    figures: Figures
+    greedy: tuple[Greedy, ...]
 
 
 @dataclass(frozen=True)
@@ -94,24 +76,10 @@ class Fidelity:
     """same_source: the checkpoint is, by its digests, the one that the artifact was built from. kl: by part, of every scored position."""
 
     parts: tuple[Part, ...]
-    greedy: Greedy | None
     same_source: bool
     text_sha256: str
     kl: Mapping[str, tuple[float, ...]]
     worst: tuple[Worst, ...]
-
-
-@dataclass(frozen=True)
-class _Window:
-    """A sequence and how many of its last positions are scored (the token after each is part of the sequence)."""
-
-    part: str
-    tokens: tuple[int, ...]
-    scored: int
-
-    @property
-    def given(self) -> tuple[int, ...]:
-        return self.tokens[:-1]
 
 
 def measure(
@@ -129,34 +97,70 @@ def measure(
             f"{manifest.tokens.vocab_size}: compare the artifact with the model it was built from"
         )
     tokenizer = open_tokenizer(artifact.directory)
-    windows = _windows(tokenizer.encode(text), manifest, effort)
-    prompt = windows[0].tokens[: len(windows[0].tokens) // 2]
-    asks = [*(Ask(w.given, w.scored) for w in windows), Ask(prompt, greedy=_room(len(prompt), manifest))]
-    files = source_files({tensor.file for tensor in model.checkpoint.tensors.values()}, cache, progress, threads)
-    sources = {path.name: source.sha256 for path, source in files.items()}
+    bos = [manifest.tokens.bos] if manifest.tokens.add_bos and manifest.tokens.bos is not None else []
+    cut = windows(tokenizer.encode(text), bos, manifest.context.length, manifest.context.rope_switch, effort)
+    prompts = _prompts(cut, manifest)
+    asks = [*(Ask(w.given, w.scored) for w in cut), *(Ask(prompt, greedy=room) for _, prompt, room in prompts)]
+    sources = source_digests(model, cache, progress, threads)
     with tempfile.TemporaryDirectory(prefix="edgekit-") as folder:
-        continued = tuple(compute(artifact.directory, asks, Path(folder), threads)[-1])
-        wanted = [(w.given, w.scored) for w in windows] + ([((*prompt, *continued)[:-1], len(continued))] if continued else [])
-        reference = _reference(model, wanted, sources, cache)
-        scores: dict[str, list[Scores]] = {}
-        worst: list[Worst] = []
-        for i, window in enumerate(windows):
-            found = np.load(Path(folder) / f"{i}.npy", mmap_mode="r")
-            scores.setdefault(window.part, []).append(compare(reference[i], found, window.tokens[-window.scored :]))
-            worst += _worst(window, scores[window.part][-1], reference[i], found, tokenizer)
-    context = {w.part: len(w.given) for w in windows}
-    joined = {name: join(found) for name, found in scores.items()}
+        continued = compute(artifact, asks, Path(folder), threads)[len(cut) :]
+        wanted = [(w.given, w.scored) for w in cut]
+        wanted += [((*prompt, *said)[:-1], len(said)) for (_, prompt, _), said in zip(prompts, continued, strict=True)]
+        reference = logits(unquantized(model, sources), wanted, cache, progress, "the model itself")
+        found = [np.load(Path(folder) / f"{i}.npy", mmap_mode="r") for i in range(len(cut))]
+        greedy: dict[str, tuple[Greedy, ...]] = {}
+        for (part, _, _), said, rows in zip(prompts, continued, reference[len(cut) :], strict=True):
+            greedy[part] = (*greedy.get(part, ()), _agreement(rows, said))
+        same = same_source(manifest, sources)
+        return score(cut, reference[: len(cut)], found, tokenizer, text, same_source=same, greedy=greedy)
+
+
+def source_digests(model: Model, cache: Cache | None, progress: Progress, threads: int | None) -> dict[str, str]:
+    """Name -> sha256 of the checkpoint's files of weights."""
+    files = source_files({tensor.file for tensor in model.checkpoint.tensors.values()}, cache, progress, threads)
+    return {path.name: source.sha256 for path, source in files.items()}
+
+
+def same_source(manifest: Manifest, sources: Mapping[str, str]) -> bool:
+    """Whether these are the files of weights that the artifact was built from."""
+    return all(manifest.model.files.get(name) == digest for name, digest in sources.items())
+
+
+def unquantized(model: Model, sources: Mapping[str, str]) -> Weighted:
+    """The checkpoint as it is; ``sources``: digests of its files of weights."""
+    name = model.checkpoint.source.name
+    broken = CheckpointError(f"{name} itself gives logits that are not finite: get an intact checkpoint")
+    return Weighted(model.decoder, model.tensor, name, [f"{file}:{digest}" for file, digest in sorted(sources.items())], broken)
+
+
+def score(
+    cut: Sequence[Window],
+    reference: Sequence[F32],
+    found: Sequence[F32],
+    tokenizer: Tokenizer,
+    text: str,
+    *,
+    same_source: bool,
+    greedy: Mapping[str, tuple[Greedy, ...]],
+) -> Fidelity:
+    """What the logits of each window, the reference's and those ``found``, add up to; both [scored, V]."""
+    scores: dict[str, list[Scores]] = {}
+    worst: list[Worst] = []
+    for window, wanted, got in zip(cut, reference, found, strict=True):
+        scores.setdefault(window.part, []).append(compare(wanted, got, window.following))
+        worst += _worst(window, scores[window.part][-1], wanted, got, tokenizer)
+    context = {w.part: len(w.given) for w in cut}
+    joined = {name: join(listed) for name, listed in scores.items()}
     return Fidelity(
-        tuple(Part(name, context[name], figures(found)) for name, found in joined.items()),
-        _agreement(reference[-1], continued) if continued else None,
-        all(manifest.model.files.get(name) == digest for name, digest in sources.items()),
+        tuple(Part(name, context[name], figures(listed), greedy.get(name, ())) for name, listed in joined.items()),
+        same_source,
         hashlib.sha256(text.encode()).hexdigest(),
-        {name: tuple(float(f"{v:.4g}") for v in found.kl) for name, found in joined.items()},
+        {name: tuple(float(f"{v:.4g}") for v in listed.kl) for name, listed in joined.items()},
         tuple(sorted(worst, key=lambda w: -w.kl)[:WORST]),
     )
 
 
-def _worst(window: _Window, scores: Scores, reference: F32, found: F32, tokenizer: Tokenizer) -> list[Worst]:
+def _worst(window: Window, scores: Scores, reference: F32, found: F32, tokenizer: Tokenizer) -> list[Worst]:
     """The worst positions of one window, with what stands there."""
     start = len(window.tokens) - window.scored
     listed = []
@@ -168,50 +172,17 @@ def _worst(window: _Window, scores: Scores, reference: F32, found: F32, tokenize
     return listed
 
 
-def _windows(ids: Sequence[int], manifest: Manifest, effort: Effort) -> list[_Window]:
-    """Windows within the LongRoPE switch ("short"), and one that ends beyond it ("long") where effort and context allow."""
-    bos = [manifest.tokens.bos] if manifest.tokens.add_bos and manifest.tokens.bos is not None else []
+def _prompts(cut: Sequence[Window], manifest: Manifest) -> list[tuple[str, tuple[int, ...], int]]:
+    """Part, prompt and tokens of each greedy continuation: of the first half of a short window, up to the LongRoPE switch; of a long
+    window up to just beyond the switch. None crosses it."""
     context, switch = manifest.context.length, manifest.context.rope_switch
-    length = min(effort.length, context, switch or context)
-    step = length - len(bos)
-    cut = [ids[at : at + step] for at in range(0, len(ids), step)]
-    short = [_Window("short", (*bos, *piece), (length + 1) // 2) for piece in cut[: effort.windows] if len(piece) == step]
-    if not short or length < 4:
-        raise UsageError(f"the text has {len(ids)} tokens; a window takes {length}: give a longer text")
-    if switch is None or switch > effort.switch or switch + 2 > context:
-        return short
-    end = min(switch + BEYOND, context)
-    repeated = list(ids) * -(-end // len(ids))  # what was said before may be said again; only positions beyond the switch count
-    return [*short, _Window("long", (*bos, *repeated[: end - len(bos)]), end - switch - 1)]
-
-
-def _room(length: int, manifest: Manifest) -> int:
-    """Tokens a continuation may have without crossing the LongRoPE switch or the context."""
-    end = min(manifest.context.length, manifest.context.rope_switch or manifest.context.length)
-    return max(0, min(CONTINUED, end - length))
-
-
-def _reference(model: Model, wanted: Sequence[tuple[tuple[int, ...], int]], sources: Mapping[str, str], cache: Cache | None) -> list[F32]:
-    """The reference's logits after each of the last ``n`` tokens of each sequence, from the cache or by one pass over the layers."""
-    vocab = model.decoder.vocab_size
-    group = kept.group_name(("reference", VERSION, *(f"{name}:{digest}" for name, digest in sorted(sources.items()))))
-    names = [hashlib.sha256(repr(ask).encode()).hexdigest()[:32] for ask in wanted]
-    found: dict[int, F32] = {}
-    for i, (name, (_, last)) in enumerate(zip(names, wanted, strict=True)):
-        payload = kept.load(cache, group, name, 4 * last * vocab) if cache is not None else None
-        if payload is not None:
-            found[i] = np.frombuffer(payload, "<f4").astype(np.float32, copy=False).reshape(last, vocab)
-    missing = [i for i in range(len(wanted)) if i not in found]
-    most = max((wanted[i][1] for i in missing), default=0)
-    computed = reference_logits_many(model.decoder, model.tensor, [wanted[i][0] for i in missing], last=most)
-    for i, logits in zip(missing, computed, strict=True):
-        found[i] = logits[-wanted[i][1] :]
-        if not np.isfinite(found[i]).all():
-            raise CheckpointError(f"{model.checkpoint.source.name} itself gives logits that are not finite: get an intact checkpoint")
-        if cache is not None:
-            about = {"model": model.checkpoint.source.name, "file": "reference", "format": "logits"}
-            kept.store(cache, group, names[i], [memoryview(found[i].astype("<f4", copy=False)).cast("B")], about)
-    return [found[i] for i in range(len(wanted))]
+    found: list[tuple[str, tuple[int, ...], int]] = []
+    for part, end in (("short", min(context, switch or context)), ("long", context)):
+        for window in [w for w in cut if w.part == part][:CONTINUATIONS]:
+            prompt = window.tokens[: len(window.tokens) // 2] if part == "short" else window.tokens[: len(window.tokens) - window.scored]
+            room = min(CONTINUED, end - len(prompt))
+            found += [(part, prompt, room)] if room > 0 else []
+    return found
 
 
 def _agreement(reference: F32, continued: Sequence[int]) -> Greedy:

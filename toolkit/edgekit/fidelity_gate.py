@@ -1,9 +1,32 @@
-"""The line between an artifact that may ship and one that may not."""
+"""The line between an artifact that may ship and one that may not.
 
+Quality is a property of the quantized weights, equal on every engine, so it is measured on them: dequantized, in the reference decoder.
+That is done once: a second target of the same weights takes the logits from the cache.
+"""
+
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
 
+import numpy as np
+
+from edgekit.artifact import Artifact, FidelityInfo, FidelityPart
+from edgekit.companions import Companions
+from edgekit.divergence import F32
 from edgekit.errors import FidelityError
-from edgekit.fidelity import Fidelity
+from edgekit.fidelity import Fidelity, default_text, measure, score, source_digests, unquantized
+from edgekit.fidelity_report import html
+from edgekit.models import Model
+from edgekit.parallel import in_threads
+from edgekit.progress import Progress
+from edgekit.quant import dequantize
+from edgekit.quant.scheme import QuantScheme
+from edgekit.quantized import Matrix, Quantizer, block, cuts, matrices
+from edgekit.reference import VERSION
+from edgekit.reference_cache import Weighted, logits
+from edgekit.tensor_errors import tensor_errors
+from edgekit.windows import FULL, QUICK, windows
 
 
 @dataclass(frozen=True)
@@ -12,6 +35,44 @@ class Limits:
 
     max_kl: float | None = None
     min_top1: float | None = None
+
+
+@dataclass(frozen=True)
+class Gate:
+    """What an artifact must show before it ships. limits: asked for by the user. full: run the artifact itself as well, on more text."""
+
+    limits: Limits = Limits()
+    full: bool = False
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """What a build has made. original: the checkpoint. model: what was quantized of it: itself, or one that computes the same with other
+    weights. quantizer: gives the weights again. weights: their digests (``digest.weight_digests``)."""
+
+    original: Model
+    model: Model
+    scheme: QuantScheme
+    quantizer: Quantizer
+    weights: Mapping[str, str]
+
+
+DEFAULTS = {32: Limits(0.1, 0.7), 64: Limits(0.15, 0.7), 128: Limits(0.2, 0.7)}
+"""By the group of a scheme's 4-bit weights (docs/fidelity.md says where the figures come from)."""
+GUESSING = Limits(0.5, 0.1)
+"""For a checkpoint that knows nothing of the text: its perplexity there is that of guessing, so nothing holds its predictions in place.
+Such are models with random weights; other weights than its own still lie beyond these limits."""
+ADVICE = "build with a finer --scheme (int4-g32), or fit the weights to a text with --calibrate"
+
+
+def limits_for(scheme: QuantScheme, asked: Limits, fidelity: Fidelity, vocab_size: int) -> Limits:
+    """Those asked for; where one is not, the scheme's own."""
+    lost = all(part.figures.reference_perplexity.value >= vocab_size for part in fidelity.parts)
+    own = GUESSING if lost else DEFAULTS[scheme.linear.group]
+    return Limits(
+        own.max_kl if asked.max_kl is None else asked.max_kl,
+        own.min_top1 if asked.min_top1 is None else asked.min_top1,
+    )
 
 
 def check(fidelity: Fidelity, limits: Limits, what: str) -> None:
@@ -27,4 +88,85 @@ def check(fidelity: Fidelity, limits: Limits, what: str) -> None:
             )
 
 
-ADVICE = "build with a finer --scheme (int4-g32), or fit the weights to a text with --calibrate"
+def pass_gate(gate: Gate, made: Quantized, companions: Companions, artifact: Artifact, output: Path, progress: Progress) -> FidelityInfo:
+    """Measures what a build has made. ``artifact`` is complete but for its manifest's ``files``, and will become ``output``.
+
+    Raises FidelityError where it does not keep its limits, the report then lies beside ``output``; EngineError and EngineMissing from
+    running it; UsageError for a model's own text that is too short, CheckpointError.
+    """
+    if not made.weights:
+        return FidelityInfo("not verified", f"{artifact.manifest.engine.name} holds no weights")
+    text, quantizer = default_text(made.original), made.quantizer
+    vocab = made.original.decoder.vocab_size
+    found = measure_weights(made, companions, text, progress)
+    limits = limits_for(made.scheme, gate.limits, found, vocab)
+    what = f"{made.original.checkpoint.source.name} as {made.scheme.name}"
+    try:
+        check(found, limits, what)
+        if gate.full:
+            found = measure(artifact, made.original, text, FULL, cache=quantizer.cache, progress=progress, threads=quantizer.threads)
+            check(found, limits, f"{what}, run by {artifact.manifest.engine.name}")
+    except FidelityError as error:
+        page = report_place(output)
+        errors = tensor_errors(made.model, made.scheme, {}, quantizer, progress)
+        page.write_text(html(artifact.manifest, found, errors), encoding="utf-8", newline="\n")
+        raise FidelityError(f"{error}. Nothing was written but the report {page}") from None
+    return info(found, limits, "full" if gate.full else "quick")
+
+
+def report_place(output: Path) -> Path:
+    """Where the report of a build goes that was stopped."""
+    return output.with_name(f"{output.name}.fidelity.html")
+
+
+def measure_weights(made: Quantized, companions: Companions, text: str, progress: Progress) -> Fidelity:
+    """Compares quantized weights with their checkpoint on ``text``, a few hundred tokens of it.
+
+    Raises UsageError for too short a text, CheckpointError, FidelityError for weights that give no finite logits.
+    """
+    tokens, decoder, quantizer = companions.tokens, made.original.decoder, made.quantizer
+    bos = [tokens.bos] if tokens.add_bos and tokens.bos is not None else []
+    cut = windows(companions.tokenizer.encode(text), bos, decoder.context, decoder.rope.switch, QUICK)
+    wanted = [(w.given, w.scored) for w in cut]
+    stored = {m.weight: m for m in matrices(made.model, made.scheme)}
+
+    def tensor(name: str) -> F32:
+        return dequantized(made.model, stored[name], quantizer) if name in stored else made.model.tensor(name)
+
+    model = made.original.checkpoint.source.name
+    broken = FidelityError(f"{made.scheme.name} weights of {model} give logits that are not finite; {ADVICE}")
+    identity = [f"{name}:{digest}" for name, digest in made.weights.items()]
+    sources = source_digests(made.original, quantizer.cache, progress, quantizer.threads)
+    reference = logits(unquantized(made.original, sources), wanted, quantizer.cache, progress, "fidelity: the model itself")
+    quantized = Weighted(made.model.decoder, tensor, model, identity, broken)
+    found = logits(quantized, wanted, quantizer.cache, progress, "fidelity: as quantized")
+    return score(cut, reference, found, companions.tokenizer, text, same_source=True, greedy={})
+
+
+def dequantized(model: Model, m: Matrix, quantizer: Quantizer) -> F32:
+    """A whole quantized weight as float32 [N, K]; a thread dequantizes a block of rows at a time."""
+    whole = np.empty(m.shape, np.float32)
+
+    def work(job: tuple[int, int]) -> Iterator[None]:
+        start, stop = job
+        whole[start:stop] = dequantize(block(model, m, start, stop, quantizer))
+        yield
+
+    in_threads(work, list(cuts(m.shape)), quantizer.threads, lambda _: None)
+    return whole
+
+
+def info(fidelity: Fidelity, limits: Limits, verified: Literal["quick", "full"]) -> FidelityInfo:
+    """For the manifest. Three digits, nine places: what is beyond them depends on the rounding of the machine that measured."""
+
+    def rounded(value: float) -> float:
+        return round(float(f"{value:.3g}"), 9)
+
+    parts = []
+    for part in fidelity.parts:
+        f = part.figures
+        error = None if np.isnan(f.mean_kl.error) else rounded(f.mean_kl.error)
+        shown = (f.kl_p999, f.same_top.value, f.rms_delta_p.value, f.reference_perplexity.value, f.perplexity.value)
+        parts.append(FidelityPart(part.name, part.context, f.positions, rounded(f.mean_kl.value), error, *map(rounded, shown)))
+    reference = f"the checkpoint in float32, reference decoder {VERSION}"
+    return FidelityInfo(verified, None, reference, fidelity.text_sha256, limits.max_kl, limits.min_top1, tuple(parts))

@@ -1,12 +1,13 @@
-"""What ``edge verify --against`` found, as a table, as JSON and as a page."""
+"""What ``edge verify --against`` found, as a table and as a page."""
 
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+
+import numpy as np
 
 from edgekit import page
 from edgekit.artifact import Manifest
-from edgekit.divergence import Estimate, Figures
-from edgekit.fidelity import Fidelity
+from edgekit.divergence import Estimate, Figures, mean
+from edgekit.fidelity import Fidelity, Greedy
 
 HEAD = ["", "short context", "beyond the LongRoPE switch"]
 SHOWN = 24
@@ -27,18 +28,13 @@ def rows(fidelity: Fidelity) -> list[list[str]]:
         ["perplexity of the artifact", *(_estimate(f.perplexity) for f in found)],
         ["their ratio", *(_estimate(f.perplexity_ratio) for f in found)],
     ]
-    if fidelity.greedy is not None:
-        lines.append(["greedy tokens agreed", f"{fidelity.greedy.agreed} of {fidelity.greedy.length}", *[""] * (len(found) - 1)])
+    if any(part.greedy for part in fidelity.parts):
+        lines.append(["greedy tokens agreed", *(_agreed(part.greedy) for part in fidelity.parts)])
     return lines
 
 
 def head(fidelity: Fidelity) -> list[str]:
     return HEAD[: 1 + len(fidelity.parts)]
-
-
-def document(fidelity: Fidelity, errors: Mapping[str, float] | None) -> dict[str, object]:
-    """For ``--json``. tensor_errors: by canonical name, relative; null where they were not measured."""
-    return {**asdict(fidelity), "tensor_errors": None if errors is None else dict(errors)}
 
 
 def html(manifest: Manifest, fidelity: Fidelity, errors: Mapping[str, float] | None) -> str:
@@ -75,6 +71,15 @@ def _estimate(e: Estimate, *, percent: bool = False) -> str:
     unit = 100 if percent else 1
     sign = " %" if percent else ""
     return f"{e.value * unit:.4g} ± {e.error * unit:.2g}{sign}"
+
+
+def _agreed(greedy: Sequence[Greedy]) -> str:
+    """The mean over several continuations, with its standard error."""
+    if len(greedy) < 2:
+        return "".join(f"{one.agreed} of {one.length}" for one in greedy)
+    agreed = mean(np.array([one.agreed for one in greedy], np.float64))
+    length = np.mean([one.length for one in greedy])
+    return f"{_estimate(agreed)} of {length:.3g}, {len(greedy)} times"
 
 
 def _quantiles(f: Figures) -> str:

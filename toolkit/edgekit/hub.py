@@ -5,12 +5,14 @@ import importlib
 import os
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgekit.errors import CheckpointError, DownloadError, EdgekitError, EngineMissing, ModelNotFound, OutputError, UsageError
-from edgekit.fetch import chain, check, fetch, patiently
+from edgekit.checkpoint import MAX_JSON, TensorInfo, header_length, parse_config, parse_header, read_config, read_header
+from edgekit.errors import CheckpointError, ConfigError, DownloadError, EdgekitError, EngineMissing, ModelNotFound, OutputError, UsageError
+from edgekit.fetch import beginning, chain, check, fetch, patiently
 from edgekit.progress import Progress
 
 # Weights, configuration and tokenizer; never pickles or code.
@@ -18,21 +20,47 @@ LEGAL = ["LICENSE*", "License*", "license*", "LICENCE*", "NOTICE*", "Notice*", "
 WANTED = ["*.safetensors", "*.json", "*.jinja", "README.md", *LEGAL]
 # Subdirectories hold other formats (onnx/, original/); consolidated.* is Mistral's second copy of the weights.
 UNWANTED = ["*/*", "consolidated*", "adapter_*"]
+NO_WEIGHTS = "has no safetensors on the hub, and PyTorch pickles are not read. Take a repository that has them, or convert it."
 OLDEST = (1, 2)  # of huggingface_hub: reports bytes while a file is under way
 COMMIT = re.compile(r"[0-9a-f]{40}")
+FIRST = 1 << 18
+"""Bytes of a safetensors file that are asked for at first; most headers are shorter."""
 
 
-def download(model: str, revision: str | None, *, offline: bool, progress: Progress) -> tuple[Path, str]:
+@dataclass(frozen=True)
+class Outline:
+    """A model of the hub without its weights. download: bytes of all files that a build would fetch; sizes: of each but the weights."""
+
+    commit: str
+    config: Mapping[str, object]
+    tensors: Mapping[str, TensorInfo]
+    download: int
+    sizes: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which files of a repository, by patterns. missing: what to say where none of them are weights; None takes whatever is there."""
+
+    wanted: tuple[str, ...]
+    unwanted: tuple[str, ...]
+    missing: str | None
+
+
+CHECKPOINT = Selection(tuple(WANTED), tuple(UNWANTED), NO_WEIGHTS)
+
+
+def download(model: str, revision: str | None, *, offline: bool, progress: Progress, select: Selection = CHECKPOINT) -> tuple[Path, str]:
     """The snapshot of ``model`` in the hub's cache, and its commit. What is there already is not downloaded again; a download that
     was broken off goes on where it stopped.
 
     Raises ModelNotFound (no such model or revision), DownloadError (unreachable, gated, or offline and not in the cache),
     CheckpointError (no safetensors), OutputError (disk full), EngineMissing (no huggingface_hub).
     """
-    api = _huggingface_hub()
+    api = library()
     offline = offline or api.constants.HF_HUB_OFFLINE
     try:
-        folder = _cached(api, model, revision) if offline else _online(api, model, revision, progress)
+        folder = _cached(api, model, revision, select) if offline else _online(api, model, revision, select, progress)
     except (api.errors.HFValidationError, api.errors.HTTPError, OSError) as error:
         raise _translated(api, error, model, revision, offline) from None
     if not COMMIT.fullmatch(folder.name):
@@ -40,13 +68,58 @@ def download(model: str, revision: str | None, *, offline: bool, progress: Progr
     return folder, folder.name
 
 
-def _cached(api: Any, model: str, revision: str | None) -> Path:
-    return Path(api.snapshot_download(model, revision=revision, allow_patterns=WANTED, ignore_patterns=UNWANTED, local_files_only=True))
+def outline(model: str, revision: str | None) -> Outline:
+    """config.json and the headers of the safetensors, by requests for the beginnings of files. Keeps nothing, and takes what is in the
+    hub's cache from there. Raises as ``download`` does, and what is said of malformed files in checkpoint.py."""
+    api = library()
+    try:
+        planned = patiently(api, lambda: _plan(api, model, revision, CHECKPOINT))
+        commit = next(file.commit_hash for file in planned)
+        files = {file.filename: file for file in planned}
+        if "config.json" not in files:
+            raise ConfigError(f"{model} has no config.json: it is no checkpoint in Hugging Face layout")
+        weights = [name for name in files if name.endswith(".safetensors")]
+        tensors: dict[str, TensorInfo] = {}
+        for name in ["model.safetensors"] if "model.safetensors" in weights else weights:
+            tensors |= _header(api, model, commit, files[name])
+        config = _config(api, model, commit, files["config.json"])
+    except (api.errors.HFValidationError, api.errors.HTTPError, OSError) as error:
+        raise _translated(api, error, model, revision, False) from None
+    sizes = {name: file.file_size for name, file in files.items() if name not in weights}
+    return Outline(commit, config, tensors, sum(file.file_size for file in planned), sizes)
 
 
-def _online(api: Any, model: str, revision: str | None, progress: Progress) -> Path:
+def _config(api: Any, model: str, commit: str, file: Any) -> Mapping[str, object]:
+    if not file.will_download:
+        return read_config(Path(file.local_path).parent)
+    content, size = beginning(api, model, commit, file.filename, MAX_JSON)
+    if size > MAX_JSON:
+        raise ConfigError(f"config.json of {model}: {size} bytes; at most {MAX_JSON} are accepted")
+    return parse_config(content, Path(model, file.filename))
+
+
+def _header(api: Any, model: str, commit: str, file: Any) -> dict[str, TensorInfo]:
+    if not file.will_download:
+        return read_header(Path(file.local_path))
+    path = Path(model, file.filename)
+    content, size = beginning(api, model, commit, file.filename, FIRST)
+    end = 8 + header_length(content[:8], path, size)
+    if end > len(content):
+        content, size = beginning(api, model, commit, file.filename, end)
+    return parse_header(content[8:end], path, size)
+
+
+def _cached(api: Any, model: str, revision: str | None, select: Selection) -> Path:
+    return Path(api.snapshot_download(model, revision=revision, **_patterns(select), local_files_only=True))
+
+
+def _patterns(select: Selection) -> dict[str, list[str]]:
+    return {"allow_patterns": list(select.wanted), "ignore_patterns": list(select.unwanted)}
+
+
+def _online(api: Any, model: str, revision: str | None, select: Selection, progress: Progress) -> Path:
     """Every file that the cache lacks is fetched and compared with the hub's digest; then huggingface_hub lays out the snapshot."""
-    planned = patiently(api, lambda: _plan(api, model, revision))
+    planned = patiently(api, lambda: _plan(api, model, revision, select))
     fresh = [file.filename for file in planned if file.will_download]
     commit = next((file.commit_hash for file in planned), "")
     # Without symbolic links (Windows, mostly) huggingface_hub would copy what is fetched.
@@ -57,9 +130,7 @@ def _online(api: Any, model: str, revision: str | None, progress: Progress) -> P
     folder = Path(
         patiently(
             api,
-            lambda: api.snapshot_download(
-                model, revision=revision, allow_patterns=WANTED, ignore_patterns=UNWANTED, tqdm_class=_bars(progress, total)
-            ),
+            lambda: api.snapshot_download(model, revision=revision, **_patterns(select), tqdm_class=_bars(progress, total)),
         )
     )
     if folder.name != commit:
@@ -71,7 +142,8 @@ def _online(api: Any, model: str, revision: str | None, progress: Progress) -> P
     return folder
 
 
-def _huggingface_hub() -> Any:
+def library() -> Any:
+    """huggingface_hub, its telemetry switched off. Raises EngineMissing: it is not installed, or too old."""
     # Before the import, which reads it.
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     try:
@@ -79,22 +151,20 @@ def _huggingface_hub() -> Any:
         for part in ("constants", "errors", "file_download", "utils"):
             importlib.import_module(f"huggingface_hub.{part}")
     except ImportError:
-        raise EngineMissing('downloading from the hub needs huggingface_hub: pip install "edgekit[build]"') from None
+        raise EngineMissing('the hub needs huggingface_hub: pip install "edgekit[build]"') from None
     if tuple(int(part) for part in re.findall(r"\d+", api.__version__)[:2]) < OLDEST:
         needed = ".".join(map(str, OLDEST))
         raise EngineMissing(f'huggingface_hub {api.__version__} is too old, {needed} is needed: pip install -U "edgekit[build]"')
     return api
 
 
-def _plan(api: Any, model: str, revision: str | None) -> list[Any]:
-    """What belongs to the model, and whether it is in the cache. Raises CheckpointError when there are no safetensors."""
-    planned: list[Any] = api.snapshot_download(
-        model, revision=revision, allow_patterns=WANTED, ignore_patterns=UNWANTED, tqdm_class=_Quiet, dry_run=True
-    )
-    if not any(file.filename.endswith(".safetensors") for file in planned):
-        raise CheckpointError(
-            f"{model} has no safetensors on the hub, and PyTorch pickles are not read. Take a repository that has them, or convert it."
-        )
+def _plan(api: Any, model: str, revision: str | None, select: Selection) -> list[Any]:
+    """What is selected, and whether it is in the cache. Raises CheckpointError where weights are wanted and none are there."""
+    planned: list[Any] = api.snapshot_download(model, revision=revision, **_patterns(select), tqdm_class=_Quiet, dry_run=True)
+    if not planned:
+        raise ModelNotFound(f"{model} holds no {' or '.join(select.wanted)}")
+    if select.missing is not None and not any(file.filename.endswith(".safetensors") for file in planned):
+        raise CheckpointError(f"{model} {select.missing}")
     return planned
 
 

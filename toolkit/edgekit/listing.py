@@ -5,12 +5,13 @@ from dataclasses import asdict
 from datetime import datetime
 from typing import TYPE_CHECKING
 
-from edgekit.artifact import Manifest, TensorFormat
+from edgekit.artifact import FidelityInfo, Manifest, TensorFormat
 from edgekit.console import size
 
 if TYPE_CHECKING:
     from edgekit.cache import Cache, Group, Pruned
     from edgekit.catalog import CatalogEntry
+    from edgekit.device import DeviceProfile
     from edgekit.doctor import Diagnosis, Place, Probe
     from edgekit.target import Target
 
@@ -24,9 +25,11 @@ def stored_bytes(manifest: Manifest) -> int:
 
 def headline(manifest: Manifest) -> str:
     """One line about what was built."""
+    found = manifest.fidelity
+    fidelity = f", KL {max(part.mean_kl for part in found.parts):.2g}" if found is not None and found.parts else ""
     return (
         f"{manifest.model.name} for {manifest.target}, {manifest.scheme.name}, "
-        f"{manifest.scheme.bits_per_weight:.2f} bits a weight, {size(stored_bytes(manifest))}"
+        f"{manifest.scheme.bits_per_weight:.2f} bits a weight{fidelity}, {size(stored_bytes(manifest))}"
     )
 
 
@@ -41,7 +44,22 @@ def summary(manifest: Manifest) -> dict[str, str | int | float | None]:
         "context": manifest.context.length,
         "bytes": stored_bytes(manifest),
         "not_tried": manifest.conformance.greedy.reason,
+        "mean_kl": None if manifest.fidelity is None or not manifest.fidelity.parts else max(p.mean_kl for p in manifest.fidelity.parts),
     }
+
+
+def fidelity(found: FidelityInfo | None) -> list[tuple[str, str]]:
+    """What a manifest says of its fidelity, a line for each kind of window."""
+    if found is None or not found.parts:
+        return [("fidelity", f"not verified: {found.reason}" if found is not None and found.reason else "not verified")]
+    what = {"quick": "of the weights", "full": "of the artifact, by its engine", "not verified": ""}[found.verified]
+    lines = [
+        f"{part.name} context: KL {part.mean_kl:.3g}, 99.9 % {part.kl_p999:.3g}, same likeliest token {part.same_top:.1%}, "
+        f"perplexity {part.perplexity:.4g} for {part.reference_perplexity:.4g}, {part.positions} positions"
+        for part in found.parts
+    ]
+    limits = f"limits: KL {found.max_kl:g}, same likeliest token {found.min_top1:.0%}" if found.max_kl and found.min_top1 else None
+    return [("fidelity", what), *(("", line) for line in [*lines, *([limits] if limits else [])])]
 
 
 def description(manifest: Manifest, *, checked: bool) -> list[tuple[str, str]]:
@@ -71,6 +89,7 @@ def description(manifest: Manifest, *, checked: bool) -> list[tuple[str, str]]:
         ("chat template", manifest.chat_template or "none: a base model, use --raw"),
         ("conformance", f"{len(manifest.conformance.encode)} encode, {len(manifest.conformance.chat)} chat, {len(greedy.vectors)} greedy"),
         *([("", f"no greedy vectors: {greedy.reason}")] if greedy.reason else []),
+        *fidelity(manifest.fidelity),
         ("built by", manifest.producer),
         ("files", f"{len(manifest.files)}, {size(stored_bytes(manifest))}, {'every digest is right' if checked else 'sizes are right'}"),
         *(("", f"{name}, {size(info.bytes)}") for name, info in manifest.files.items()),
@@ -82,6 +101,24 @@ def target_table(targets: "Sequence[Target]") -> Table:
     """Name, engine, scheme, context, verified, description."""
     rows = [[t.name, t.engine, t.scheme, str(t.context), t.verified, t.description] for t in targets]
     return ["target", "engine", "scheme", "context", "verified", "for"], rows
+
+
+def device_table(devices: "Sequence[DeviceProfile]") -> Table:
+    """Name, chip, memory, memory of an app, bandwidth, units with an NPU's generation, targets, what it is."""
+    rows = [
+        [
+            d.name,
+            d.chip,
+            size(d.memory.value * 1e6),
+            size(d.app_memory.value * 1e6),
+            f"{d.bandwidth.value:.3g} GB/s",
+            next((unit.generation or "yes" for unit in d.units if unit.kind == "npu"), ""),
+            ", ".join(d.targets),
+            d.description,
+        ]
+        for d in devices
+    ]
+    return ["device", "chip", "memory", "for an app", "bandwidth", "NPU", "targets", "what it is"], rows
 
 
 def model_table(entries: "Sequence[CatalogEntry]") -> Table:

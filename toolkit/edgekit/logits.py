@@ -12,7 +12,7 @@ from typing import Any, cast
 import numpy as np
 
 from edgekit import child
-from edgekit.artifact import load_artifact
+from edgekit.artifact import Artifact, Manifest
 from edgekit.errors import EngineError
 from edgekit.runtime.prefix import PrefixCache
 from edgekit.runtime.session import Session, open_session
@@ -28,13 +28,14 @@ class Ask:
     greedy: int = 0
 
 
-def compute(directory: Path, asks: Sequence[Ask], place: Path, threads: int | None = None) -> list[list[int]]:
-    """Runs the artifact in ``directory`` in another process. Writes the logits of the i-th sequence, float32 [last, V], to
+def compute(artifact: Artifact, asks: Sequence[Ask], place: Path, threads: int | None = None) -> list[list[int]]:
+    """Runs an artifact, which may not be sealed yet, in another process. Writes the logits of the i-th sequence, float32 [last, V], to
     ``place / "i.npy"`` and returns the tokens each was continued with.
 
     Raises what opening and running an artifact raises; EngineError when the engine crashes.
     """
-    request: child.Json = {"directory": str(directory), "asks": [asdict(ask) for ask in asks], "place": str(place), "threads": threads}
+    what = {"directory": str(artifact.directory), "manifest": artifact.manifest.to_json()}
+    request: child.Json = {**what, "asks": [asdict(ask) for ask in asks], "place": str(place), "threads": threads}
     said = child.ask("edgekit.logits", request)
     return cast(list[list[int]], said["appended"])
 
@@ -56,10 +57,9 @@ def _answer(session: Session, switch: int | None, ask: Ask, place: Path) -> list
 
 
 def _serve(request: dict[str, object]) -> dict[str, object]:
-    artifact = load_artifact(str(request["directory"]))
-    manifest = artifact.manifest
+    manifest = Manifest.from_json(str(request["manifest"]))
     threads = cast("int | None", request["threads"])
-    with closing(open_session(artifact.directory, manifest, threads=threads)) as session:
+    with closing(open_session(Path(str(request["directory"])), manifest, threads=threads)) as session:
         asks = [Ask(tuple(a["tokens"]), a["last"], a["greedy"]) for a in cast(list[dict[str, Any]], request["asks"])]
         place = Path(str(request["place"]))
         return {"appended": [_answer(session, manifest.context.rope_switch, ask, place / f"{i}.npy") for i, ask in enumerate(asks)]}

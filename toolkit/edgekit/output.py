@@ -1,13 +1,14 @@
 """Where an artifact is written: whole or not at all, by one builder at a time, and put right after one that was killed."""
 
 import contextlib
+import ctypes
 import errno
 import os
 import re
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from edgekit.artifact import MANIFEST, Manifest, load_artifact
@@ -41,6 +42,75 @@ def writing(output: Path, *, force: bool = False) -> Iterator[Path]:
                 _put_in_place(staging, output)
             finally:
                 _discard(staging)
+
+
+@contextlib.contextmanager
+def replacing(directory: Path) -> Iterator[Path]:
+    """As ``writing`` over an artifact that is in use: when the block ends well the two change places in one step, so that there is one at
+    any moment, and the old one becomes ``NAME.previous``, in place of what was there under that name.
+
+    Raises OutputError, also where the system or the file system cannot do that (``check_exchange``).
+    """
+    check_exchange(directory)
+    previous = directory.with_name(f"{directory.name}.previous")
+    if os.path.lexists(previous):
+        _check_output(previous, force=True)
+    with _as_output_error(directory), _alone(directory):
+        _put_right(directory)
+        check_output(directory, force=True)
+        staging = directory.with_name(f".{directory.name}.partial-{os.urandom(4).hex()}")
+        try:
+            staging.mkdir()
+            yield staging
+            flush(staging)
+            exchange(staging, directory)
+            if os.path.lexists(previous):
+                _discard(previous)
+            _rename(staging, previous)
+            _fsync_directory(directory.parent)
+        finally:
+            _discard(staging)
+
+
+def tidy(directory: Path) -> None:
+    """Removes what a killed process left beside an artifact. Raises OutputError: another one is writing it."""
+    with _as_output_error(directory), _alone(directory):
+        _put_right(directory)
+
+
+def check_exchange(directory: Path) -> None:
+    """Raises OutputError where ``exchange`` cannot work at all."""
+    if _exchange() is None:
+        raise OutputError(
+            f"{directory} cannot be replaced in one step on this system; write the new artifact beside it and switch yourself: --out DIR"
+        )
+    if directory.is_symlink():
+        raise OutputError(f"{directory} is a symbolic link; give the directory that it names, or a new one: --out DIR")
+
+
+def exchange(a: Path, b: Path) -> None:
+    """Two directories of one file system change names in one step (Linux renameat2, macOS renamex_np). Raises OutputError."""
+    call = _exchange()
+    if call is None or call(os.fsencode(a), os.fsencode(b)):
+        code = ctypes.get_errno()
+        raise OutputError(
+            f"{b} cannot be replaced in one step ({os.strerror(code)}): its file system does not know how; "
+            "write the new artifact beside it and switch yourself: --out DIR"
+        )
+    _fsync_directory(b.parent)
+
+
+def _exchange() -> Callable[[bytes, bytes], int] | None:
+    if sys.platform == "win32":
+        return None
+    libc = ctypes.CDLL(None, use_errno=True)
+    if sys.platform == "darwin":
+        swap = 2  # RENAME_SWAP
+        return lambda a, b: int(libc.renamex_np(a, b, swap))
+    if not hasattr(libc, "renameat2"):
+        return None
+    here, swap = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    return lambda a, b: int(libc.renameat2(here, a, here, b, swap))
 
 
 def seal(staging: Path, manifest: Manifest) -> None:

@@ -5,6 +5,7 @@ the rounding of the kernels, so its tokens are judged one by one, each after the
 likely one here, it must lead by no more than rounding could explain (``NEAR``). The engine runs in a process of its own.
 """
 
+import json
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
@@ -14,11 +15,12 @@ from typing import Literal, cast
 import numpy as np
 
 from edgekit import child
-from edgekit.artifact import MANIFEST, Artifact, GreedyVector, check_digests, load_artifact
-from edgekit.errors import EngineError
+from edgekit.artifact import SIGNATURE, Artifact, GreedyVector, check_digests, load_artifact, unlisted
+from edgekit.errors import ArtifactError, EngineError
 from edgekit.progress import Progress, silent
 from edgekit.runtime import open_text
 from edgekit.runtime.session import Session, open_session
+from edgekit.signing import Trust, open_trusted
 
 NEAR = 0.25
 """Of the standard deviation of the logits at a token: by how much another token may lead and still be a near tie.
@@ -43,46 +45,73 @@ class Answers:
 
 @dataclass(frozen=True)
 class Report:
-    """What was found right. unlisted: files that lie there and are no part of the artifact."""
+    """What was found right. signature: "trusted" where one of the trusted keys made it, "not checked" where no key was given. unlisted:
+    files that lie there and are no part of the artifact.
+    """
 
     directory: str
     model: str
     engine: str
     files: int
     bytes: int
+    signature: Literal["trusted", "not checked", "none"]
     unlisted: tuple[str, ...]
     encode: int
     chat: int
     greedy: Answers
 
 
-def verify(directory: Path | str, *, run: bool = True, threads: int | None = None, progress: Progress = silent) -> Report:
+def verify(
+    directory: Path | str, *, run: bool = True, threads: int | None = None, trust: Trust | None = None, progress: Progress = silent
+) -> Report:
     """Checks everything about an artifact that can be checked without its checkpoint.
 
     run:     let the engine answer the greedy vectors. threads: that it computes with.
-    Raises ArtifactError (schema, size, digest, encode or chat vector), TemplateError, EngineMissing, and EngineError: the engine fails, or
-    prefers other tokens by more than rounding explains.
+    trust:   whose signature it must bear; None takes any artifact.
+    Raises SignatureError, ArtifactError (schema, size, digest, encode or chat vector), TemplateError, EngineMissing, and EngineError: the
+    engine fails, or prefers other tokens by more than rounding explains.
     """
-    artifact = load_artifact(directory)
+    artifact = load_artifact(directory) if trust is None else open_trusted(directory, trust, progress)
     manifest = artifact.manifest
-    check_digests(artifact, progress)
+    if trust is None:
+        check_digests(artifact, progress)
     open_text(artifact)
+    _check_stops(artifact)
     return Report(
         str(artifact.directory),
         manifest.model.name,
         manifest.engine.name,
         len(manifest.files),
         sum(info.bytes for info in manifest.files.values()),
-        tuple(_unlisted(artifact)),
+        _signed(artifact, trust),
+        tuple(unlisted(artifact)),
         len(manifest.conformance.encode),
         len(manifest.conformance.chat),
         _answers(artifact, run, threads),
     )
 
 
-def _unlisted(artifact: Artifact) -> list[str]:
-    names = (path.relative_to(artifact.directory).as_posix() for path in artifact.directory.rglob("*") if not path.is_dir())
-    return sorted(name for name in names if name != MANIFEST and name not in artifact.manifest.files)
+def _signed(artifact: Artifact, trust: Trust | None) -> Literal["trusted", "not checked", "none"]:
+    if trust is not None:
+        return "trusted"
+    return "not checked" if (artifact.directory / SIGNATURE).is_file() else "none"
+
+
+def _check_stops(artifact: Artifact) -> None:
+    """The full stop set lies in the artifact twice (docs/artifact.md): a manifest that lost one would let answers run on."""
+    path = artifact.directory / "generation_config.json"
+    if path.name not in artifact.manifest.files:
+        return
+    try:
+        listed = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
+    except (OSError, ValueError, AttributeError) as error:
+        raise ArtifactError(f"{path} cannot be read ({error!r}); build the artifact again") from None
+    for token in listed if isinstance(listed, list) else [listed]:
+        if isinstance(token, int) and token not in artifact.manifest.tokens.stop:
+            raise ArtifactError(
+                f"{artifact.directory}: stop id {token} of {path.name} is missing in the manifest: answers would not end there; "
+                "build the artifact again"
+            )
 
 
 def _answers(artifact: Artifact, run: bool, threads: int | None) -> Answers:
@@ -149,6 +178,11 @@ def as_lines(report: Report) -> list[str]:
         f"  {report.encode} texts and {report.chat} chats give the same tokens and prompts",
         f"  answers: {answers}",
     ]
+    signed = {
+        "trusted": "signed by a trusted key",
+        "not checked": "signed, by whom was not checked: give the public key with --trusted-key",
+    }.get(report.signature)
+    lines += [f"  {signed}"] if signed else []
     if report.unlisted:
         lines.append(f"  no part of the artifact: {', '.join(report.unlisted[:5])}{', ...' if len(report.unlisted) > 5 else ''}")
     return lines

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from edgekit.commands.common import Json, command, fail
-from edgekit.errors import EdgekitError
+from edgekit.errors import EdgekitError, UsageError
 
 
 @command
@@ -27,6 +27,9 @@ def build(
     ] = None,
     scheme: Annotated[str | None, typer.Option("--scheme", help="Quantization, instead of the target's.")] = None,
     context: Annotated[int | None, typer.Option("--context", min=1, help="Context in tokens, instead of the target's.")] = None,
+    device: Annotated[
+        str | None, typer.Option("--device", help="A name from `edge devices` or a .toml file: refuse early what cannot fit there.")
+    ] = None,
     revision: Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit of a hub model.")] = None,
     offline: Annotated[bool, typer.Option("--offline", help="Use only what has been downloaded before.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an artifact that is already there.")] = False,
@@ -35,7 +38,24 @@ def build(
         Path | None,
         typer.Option("--calibrate", help="A text like what the model will meet, to fit 4-bit weights to (GPTQ).", show_default=False),
     ] = None,
-    no_verify: Annotated[bool, typer.Option("--no-verify", help="Do not try the artifact; its manifest says so.")] = False,
+    max_kl: Annotated[
+        float | None,
+        typer.Option("--max-kl", min=0.0, help="Ship nothing above this mean KL divergence. Default: the scheme's.", show_default=False),
+    ] = None,
+    min_top1: Annotated[
+        float | None,
+        typer.Option(
+            "--min-top1",
+            min=0.0,
+            max=1.0,
+            help="Ship nothing below this share of same likeliest tokens. Default: the scheme's.",
+            show_default=False,
+        ),
+    ] = None,
+    verify_full: Annotated[
+        bool, typer.Option("--verify-full", help="Measure the artifact itself too, by its engine, on more text; takes many minutes.")
+    ] = False,
+    no_verify: Annotated[bool, typer.Option("--no-verify", help="Measure and try nothing; the manifest says so.")] = False,
     threads: Annotated[int | None, typer.Option("--threads", min=1, help="Threads to work with. Default: every core.")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress, no summary.")] = False,
     json: Json = False,
@@ -44,8 +64,11 @@ def build(
     from edgekit import console, listing
     from edgekit.build import build as build_artifact
     from edgekit.build import check_request, outputs
+    from edgekit.fidelity_gate import Limits
     from edgekit.resources import read_text
 
+    if no_verify and (verify_full or max_kl is not None or min_top1 is not None):
+        raise UsageError("--verify-full, --max-kl and --min-top1 contradict --no-verify; give one of them")
     text = read_text(calibrate) if calibrate is not None else None
     places = outputs(model, target, out)
     for name, directory in places:
@@ -61,10 +84,13 @@ def build(
                     scheme=scheme,
                     revision=revision,
                     context=context,
+                    device=device,
                     offline=offline,
                     force=force,
                     cached=not no_cache,
                     verify=not no_verify,
+                    full=verify_full,
+                    limits=Limits(max_kl, min_top1),
                     calibration=text,
                     progress=progress,
                     threads=threads,

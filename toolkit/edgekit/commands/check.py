@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from edgekit.commands.common import Directory, Json, Threads, command
+from edgekit.commands.common import Directory, Json, MinRelease, Threads, TrustedKey, command, make_trust
 from edgekit.errors import EngineError
 
 
@@ -55,6 +55,8 @@ def verify(
         float, typer.Option("--margin", min=0.0, help="With several DIR: logits by which another token may lead and still count as a tie.")
     ] = 0.5,
     threads: Threads = None,
+    trusted_key: TrustedKey = None,
+    min_release: MinRelease = 0,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress; nothing at all where all is right.")] = False,
     json: Json = False,
 ) -> None:
@@ -73,6 +75,7 @@ def verify(
         tokens=tokens,
         margin=margin,
         threads=threads,
+        trust=make_trust(trusted_key, min_release),
     )
     with console.progress(quiet=quiet or json) as progress:
         found = examination.examine(directories, wishes, progress)

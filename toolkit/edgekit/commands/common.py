@@ -5,17 +5,31 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, NoReturn, ParamSpec
+from typing import TYPE_CHECKING, Annotated, NoReturn, ParamSpec
 
 import typer
 
 from edgekit.errors import EdgekitError
+
+if TYPE_CHECKING:
+    from edgekit.signing import Trust
 
 P = ParamSpec("P")
 INTERRUPTED = 130
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout; errors too.")]
 Directory = Annotated[Path, typer.Argument(metavar="DIR", help="An artifact that `edge build` made.", show_default=False)]
+TrustedKey = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--trusted-key",
+        metavar="FILE",
+        envvar="EDGEKIT_TRUSTED_KEY",
+        help="Public key that must have signed it (edge keygen, edge sign); may be repeated.",
+        show_default=False,
+    ),
+]
+MinRelease = Annotated[int, typer.Option("--min-release", min=0, help="With --trusted-key: refuse an older release.")]
 Threads = Annotated[int | None, typer.Option("--threads", min=1, help="Threads of the engine. Default: its own choice.")]
 
 
@@ -54,3 +68,14 @@ def fail(error: EdgekitError, document: dict[str, object] | None) -> NoReturn:
 
 def _described(error: EdgekitError) -> dict[str, object]:
     return {"kind": type(error).__name__, "message": str(error), "exit_code": error.exit_code}
+
+
+def make_trust(keys: list[Path] | None, release: int = 0) -> "Trust | None":
+    from edgekit.errors import UsageError
+    from edgekit.signing import Trust
+
+    if keys:
+        return Trust(tuple(keys), release)
+    if release:
+        raise UsageError("--min-release is about signed artifacts; give --trusted-key FILE too")
+    return None

@@ -1,4 +1,4 @@
-"""``edge targets`` and ``edge models``."""
+"""``edge targets``, ``edge devices`` and ``edge models``."""
 
 from edgekit.commands.common import Json, command
 
@@ -15,6 +15,20 @@ def targets(json: Json = False) -> None:
         console.show_json([asdict(target) for target in known()])
     else:
         console.show_table(*listing.target_table(known()))
+
+
+@command
+def devices(json: Json = False) -> None:
+    """List the devices that `edge plan` knows: memory, bandwidth, and what runs there."""
+    from dataclasses import asdict
+
+    from edgekit import console, listing
+    from edgekit.device import devices as known
+
+    if json:
+        console.show_json([asdict(device) for device in known()])
+    else:
+        console.show_table(*listing.device_table(known()))
 
 
 @command

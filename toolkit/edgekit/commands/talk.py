@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from edgekit.commands.common import Directory, Json, Threads, command
+from edgekit.commands.common import Directory, Json, Threads, TrustedKey, command, make_trust
 
 System = Annotated[str | None, typer.Option("--system", help="System message before the conversation.")]
 MaxTokens = Annotated[int | None, typer.Option("--max-tokens", min=1, help="Most tokens of an answer. Default: what the context holds.")]
@@ -44,6 +44,7 @@ def run(
     regex: Regex = None,
     grammar: Grammar = None,
     threads: Threads = None,
+    trusted_key: TrustedKey = None,
     stats: Annotated[bool, typer.Option("--stats", help="Show tokens a second and time to first token on stderr.")] = False,
     json: Json = False,
 ) -> None:
@@ -54,7 +55,7 @@ def run(
     sampling = talk.make_sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
     asked = talk.read_prompt(prompt, sys.stdin)
     form = talk.read_form(json_schema, regex, grammar)
-    with load(directory, threads=threads) as runtime:
+    with load(directory, threads=threads, trust=make_trust(trusted_key)) as runtime:
         steps = talk.steps_for(
             runtime, asked, sampling, system=system, raw=raw, max_tokens=max_tokens, stop=stop or [], lookup=lookup, form=form
         )
@@ -83,6 +84,7 @@ def chat(
     seed: Seed = None,
     lookup: Lookup = 0,
     threads: Threads = None,
+    trusted_key: TrustedKey = None,
     stats: Annotated[bool, typer.Option("--stats", help="Show tokens a second after each answer.")] = False,
 ) -> None:
     """Talk with a model; /reset forgets, /exit leaves, Ctrl-C ends an answer."""
@@ -90,7 +92,7 @@ def chat(
     from edgekit.runtime import load
 
     sampling = talk.make_sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
-    with load(directory, threads=threads) as runtime:
+    with load(directory, threads=threads, trust=make_trust(trusted_key)) as runtime:
         talk.converse(
             runtime,
             sampling,

@@ -8,18 +8,22 @@ class Engine:
     """Where an engine's two halves live (imported only when used) and which extra installs what they need.
 
     The ``export`` module offers  ``export(model, scheme, target, directory, progress) -> Exported``  (build.py's ``Export`` Protocol),
-    the ``session`` module  ``open_session(directory, manifest) -> Session``.
+    the ``session`` module  ``open_session(directory, manifest) -> Session``, the ``read`` module, of an engine whose files hold weights,
+    ``open_stored(directory, manifest, model) -> Stored`` (stored.py's Protocol).
     """
 
     export: str
     session: str
     extra: str
+    read: str | None = None
 
 
 ENGINES: dict[str, Engine] = {
-    "onnx": Engine("edgekit.engines.onnx.export", "edgekit.engines.onnx.session", extra="onnx"),
-    "openvino": Engine("edgekit.engines.openvino.export", "edgekit.engines.openvino.session", extra="openvino"),
+    "onnx": Engine("edgekit.engines.onnx.export", "edgekit.engines.onnx.session", extra="onnx", read="edgekit.engines.onnx.read"),
+    "openvino": Engine(
+        "edgekit.engines.openvino.export", "edgekit.engines.openvino.session", extra="openvino", read="edgekit.engines.openvino.read"
+    ),
     "qnn": Engine("edgekit.engines.qnn.export", "edgekit.engines.qnn.session", extra="qnn"),
-    "mlx": Engine("edgekit.engines.mlx.export", "edgekit.engines.mlx.session", extra="mlx"),
+    "mlx": Engine("edgekit.engines.mlx.export", "edgekit.engines.mlx.session", extra="mlx", read="edgekit.engines.mlx.read"),
     "null": Engine("edgekit.engines.null.export", "edgekit.engines.null.session", extra="test"),
 }

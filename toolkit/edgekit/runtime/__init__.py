@@ -16,7 +16,7 @@ Nothing here imports anything of the build side.
 import functools
 import operator
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -33,17 +33,19 @@ from edgekit.runtime.tokenizer import Tokenizer, check_tokenizer, open_tokenizer
 
 if TYPE_CHECKING:
     from edgekit.runtime.chat import ChatTemplate, Messages
+    from edgekit.signing import Trust
 
 __all__ = ["Completion", "Finish", "Processor", "Runtime", "Sampling", "Session", "Step", "Tokenizer", "load"]
 
 
-def load(directory: str | Path, *, threads: int | None = None) -> "Runtime":
+def load(directory: str | Path, *, threads: int | None = None, trust: "Trust | None" = None) -> "Runtime":
     """Opens an artifact: manifest, file sizes, tokenizer and template against their conformance vectors, then the engine.
 
     threads: that the engine computes with; None leaves the choice to it.
-    Raises ArtifactError, TemplateError, EngineMissing (saying which extra to install), EngineError.
+    trust:   whose signature it must bear (``edgekit.signing.Trust``); then every file's digest is compared too, before anything is read.
+    Raises SignatureError, ArtifactError, TemplateError, EngineMissing (saying which extra to install), EngineError.
     """
-    artifact = load_artifact(directory)
+    artifact = load_artifact(directory) if trust is None else _open_trusted(directory, trust)
     with ThreadPoolExecutor(1) as pool:
         texts = pool.submit(open_text, artifact)  # while the engine reads the weights: about 0.1 s of 2
         try:
@@ -57,6 +59,12 @@ def load(directory: str | Path, *, threads: int | None = None) -> "Runtime":
             session.close()
             raise
     return Runtime(artifact.manifest, tokenizer, template, session)
+
+
+def _open_trusted(directory: str | Path, trust: "Trust") -> Artifact:
+    from edgekit.signing import open_trusted  # its package is an extra
+
+    return open_trusted(directory, trust)
 
 
 def open_text(artifact: Artifact) -> "tuple[Tokenizer, ChatTemplate | None]":
@@ -103,16 +111,19 @@ class Runtime:
         json_schema: Mapping[str, object] | bool | str | None = None,
         regex: str | None = None,
         grammar: str | None = None,
-    ) -> Iterator[Step]:
+        top_logprobs: int = 0,
+        anew: bool = False,
+    ) -> Generator[Step, None, None]:
         """Continues raw text (no chat template) or token ids, one Step a token; see ``generate.generate`` for the arguments.
 
-        The text continues the prompt's: a space before its first word is kept. Special tokens written in a text are recognized.
+        The text continues the prompt's: a space before its first word is kept, unless it is to begin ``anew``, as an answer in a chat
+        does. Special tokens written in a text are recognized.
         json_schema, regex, grammar (Lark): one of them, and the answer is valid under it, whatever ends it (see constrain.py).
         Raises ContextOverflow, UsageError, EngineError; EngineMissing for a form without llguidance.
         """
         ids = self._ids(prompt)
         wanted = constraint(json_schema=json_schema, regex=regex, grammar=grammar)
-        return self._generate(ids, ids, sampling, max_tokens, stop, processors, lookup, wanted)
+        return self._generate(ids, () if anew else ids, sampling, max_tokens, stop, processors, lookup, wanted, top_logprobs)
 
     def chat(
         self,
@@ -127,14 +138,15 @@ class Runtime:
         regex: str | None = None,
         grammar: str | None = None,
         tools: Sequence[Mapping[str, object]] | None = None,
-    ) -> Iterator[Step]:
+        top_logprobs: int = 0,
+    ) -> Generator[Step, None, None]:
         """Answers messages, ``[{"role": "user", "content": "..."}]``, through the model's chat template; otherwise as ``generate``.
 
         Raises TemplateError too: the artifact has no template, or it refuses the messages.
         """
         ids = self.tokenizer.encode(self.render(messages, tools=tools))
         wanted = constraint(json_schema=json_schema, regex=regex, grammar=grammar)
-        return self._generate(ids, (), sampling, max_tokens, stop, processors, lookup, wanted)
+        return self._generate(ids, (), sampling, max_tokens, stop, processors, lookup, wanted, top_logprobs)
 
     def complete(
         self,
@@ -156,7 +168,7 @@ class Runtime:
         else:
             ids = self._ids(cast(str | Sequence[int], prompt))
         wanted = constraint(json_schema=json_schema, regex=regex, grammar=grammar)
-        steps = self._generate(ids, () if chat else ids, sampling, max_tokens, stop, processors, lookup, wanted)
+        steps = self._generate(ids, () if chat else ids, sampling, max_tokens, stop, processors, lookup, wanted, 0)
         return collect(steps, len(ids), began)
 
     def render(self, messages: "Messages", *, tools: Sequence[Mapping[str, object]] | None = None) -> str:
@@ -202,7 +214,8 @@ class Runtime:
         processors: Sequence[Processor],
         lookup: int,
         wanted: Constraint | None,
-    ) -> Iterator[Step]:
+        top_logprobs: int,
+    ) -> Generator[Step, None, None]:
         form = None
         if wanted is not None:
             if self._forms is None:
@@ -221,6 +234,7 @@ class Runtime:
             processors=processors,
             lookup=lookup,
             form=form,
+            top_logprobs=top_logprobs,
         )
 
 

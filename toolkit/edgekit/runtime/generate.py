@@ -1,7 +1,7 @@
 """The one generation loop, for every engine: tokens in, steps of text out."""
 
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -9,7 +9,7 @@ from edgekit.errors import ContextOverflow, UsageError
 from edgekit.runtime.constrain import Guide
 from edgekit.runtime.lookup import Lookup
 from edgekit.runtime.prefix import PrefixCache
-from edgekit.runtime.sampling import GREEDY, Processor, Sampler, Sampling
+from edgekit.runtime.sampling import GREEDY, Processor, Sampler, Sampling, likeliest
 from edgekit.runtime.tokenizer import TextStream
 
 Finish = Literal["stop", "length", "context"]
@@ -29,6 +29,8 @@ class Step:
     computed: tokens it computed for that: what was new of the prompt, then 1; all tokens where a LongRoPE switch is crossed.
               With lookup it is 1 and the draft's length, and ``seconds`` is for all of them; a token that comes of an accepted draft has
               0 of both, as the engine did not run again for it.
+    top:      the likeliest tokens here with their ``logprob``, likeliest first; as many as were asked for.
+    stopped_by: the stop string that ended the answer, None where something else did.
     """
 
     token: int
@@ -37,6 +39,8 @@ class Step:
     logprob: float
     seconds: float
     computed: int
+    top: tuple[tuple[int, float], ...] = ()
+    stopped_by: str | None = None
 
 
 @dataclass(frozen=True)
@@ -76,7 +80,8 @@ def generate(
     processors: Sequence[Processor] = (),
     lookup: int = 0,
     form: Callable[[int], Guide] | None = None,
-) -> Iterator[Step]:
+    top_logprobs: int = 0,
+) -> Generator[Step, None, None]:
     """Continues ``prompt`` (token ids, at least one), one Step a token, until a step has a ``finish``.
 
     stream:     turns the tokens into text.
@@ -90,6 +95,7 @@ def generate(
                 brings, so where two tokens tie to within it, another may win than without.)
     form:       makes the guide of an answer in a given form (see constrain.py) of at most so many tokens. ``stream`` should decode exactly,
                 leading space and all. It cannot be had with stop strings, which would cut the answer.
+    top_logprobs: how many tokens each step's ``top`` names; 0 computes nothing for it.
     The arguments are checked at once; the engine runs as steps are taken. Closing the generator, an exception or Ctrl-C in the middle leave
     ``cache`` usable, and generators that share one may be used by turns.
     Raises ContextOverflow when the prompt leaves no room for an answer, UsageError, EngineError.
@@ -101,6 +107,8 @@ def generate(
         raise UsageError(f"max_tokens has to be at least 1; found {max_tokens}")
     if lookup < 0:
         raise UsageError(f"lookup has to be 0 (off) or the most tokens to guess ahead; found {lookup}")
+    if top_logprobs < 0:
+        raise UsageError(f"top_logprobs has to be 0 (none) or how many tokens to name; found {top_logprobs}")
     if not len(prompt):
         raise UsageError("the prompt is empty: there is no token to start from")
     if len(prompt) >= context:
@@ -114,7 +122,7 @@ def generate(
     if form is not None and strings:
         raise UsageError("a stop string would cut an answer in a given form, which is complete by itself; leave it out")
     sampler, text = Sampler(sampling, processors, None if form is None else form(limit)), _Text(stream, strings)
-    return _steps(cache, list(prompt), sampler, text, frozenset(stop_tokens), limit, last, lookup)
+    return _steps(cache, list(prompt), sampler, text, frozenset(stop_tokens), limit, last, lookup, top_logprobs)
 
 
 def _steps(
@@ -126,7 +134,8 @@ def _steps(
     limit: int,
     last: Finish,
     lookup: int,
-) -> Iterator[Step]:
+    top_logprobs: int,
+) -> Generator[Step, None, None]:
     prompt, end = len(tokens), len(tokens) + limit
     drafts = Lookup(end)
     while True:
@@ -143,9 +152,10 @@ def _steps(
             piece = text.push(token) if token not in stop_tokens else ""
             if finish is not None:
                 piece += text.finish()
-            if text.stopped:
+            if text.stopped_by is not None:
                 finish = "stop"
-            yield Step(token, piece, finish, logprob, seconds, computed)
+            top = likeliest(logits, top_logprobs) if top_logprobs else ()
+            yield Step(token, piece, finish, logprob, seconds, computed, top, text.stopped_by)
             if finish is not None:
                 return
             if i == len(rows) - 1 or token != draft[i]:
@@ -184,17 +194,18 @@ class StopBuffer:
     def __init__(self, stop: Sequence[str]) -> None:
         self._stop = tuple(stop)
         self._waiting = ""
-        self.stopped = False
+        self.stopped_by: str | None = None
 
     def push(self, text: str) -> str:
         """What may be shown after ``text``."""
-        if self.stopped:
+        if self.stopped_by is not None:
             return ""
         text = self._waiting + text
         ends = [(at + len(s), at) for s in self._stop if (at := text.find(s)) >= 0]
         if ends:
-            self.stopped, self._waiting = True, ""
-            return text[: min(ends)[1]]
+            end, at = min(ends)
+            self.stopped_by, self._waiting = text[at:end], ""
+            return text[:at]
         keep = self._keep(text)
         self._waiting = text[len(text) - keep :]
         return text[: len(text) - keep]
@@ -218,8 +229,8 @@ class _Text:
         self._buffer = StopBuffer(stop)
 
     @property
-    def stopped(self) -> bool:
-        return self._buffer.stopped
+    def stopped_by(self) -> str | None:
+        return self._buffer.stopped_by
 
     def push(self, token: int) -> str:
         return self._buffer.push(self._stream.push(token))

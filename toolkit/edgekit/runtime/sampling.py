@@ -143,6 +143,17 @@ def _logits(returned: object, vocabulary: int) -> NDArray[np.float32]:
     raise UsageError(f"a logit processor must return the logits (float32 [vocab], here {vocabulary}); found {found}")
 
 
+def likeliest(logits: NDArray[np.float32], count: int) -> tuple[tuple[int, float], ...]:
+    """The ``count`` (at least 1) likeliest tokens, the lower id first in a tie, each with its natural log-probability under the model."""
+    count = min(count, logits.size)
+    least = np.partition(logits, logits.size - count)[logits.size - count]
+    ids = np.flatnonzero(logits >= least)
+    ids = ids[np.argsort(-logits[ids], kind="stable")][:count]
+    top = float(logits.max())
+    total = math.log(float(np.exp(logits - np.float32(top)).sum(dtype=np.float64)))
+    return tuple((int(token), float(logits[token]) - top - total) for token in ids)
+
+
 def penalized(logits: NDArray[np.float32], seen: NDArray[np.bool_], penalty: float) -> NDArray[np.float32]:
     """A copy of ``logits`` with those of the ``seen`` ids divided by ``penalty`` where positive, multiplied where negative."""
     scores = logits.copy()

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -44,10 +45,10 @@ def mlx_config(model: Model, scheme: QuantScheme, formats: Mapping[str, Format],
     }
     if tokens.bos is not None:
         plain["bos_token_id"] = tokens.bos
-    return {**kept, **plain, **_rope(model), OURS: _ours(decoder)}
+    return {**kept, **plain, **mlx_rope(model), OURS: ours(decoder)}
 
 
-def _rope(model: Model) -> dict[str, object]:
+def mlx_rope(model: Model) -> dict[str, object]:
     """LongRoPE: the short factors stand for both sets, since mlx-lm rotates with the long ones at every length."""
     settings, decoder = rope.settings(model.checkpoint.config), model.decoder
     found: dict[str, object] = {"rope_theta": settings.get("rope_theta", 10000.0), "rope_scaling": None}
@@ -63,7 +64,7 @@ def _rope(model: Model) -> dict[str, object]:
     return found
 
 
-def _ours(decoder: DecoderConfig) -> dict[str, object]:
+def ours(decoder: DecoderConfig) -> dict[str, Any]:
     """What ``model.py`` reads. Wavelengths are MLX's way to say frequencies: 1 / inv_freq."""
     turn = decoder.rope
     return {

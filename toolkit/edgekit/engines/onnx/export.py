@@ -5,6 +5,7 @@ from pathlib import Path
 
 from edgekit.companions import read_companions
 from edgekit.engines.exported import Exported, Footprint
+from edgekit.engines.onnx.footprint import running
 from edgekit.engines.onnx.genai_config import genai_config
 from edgekit.engines.onnx.graph import FILE, build
 from edgekit.engines.onnx.kernels import check_kernels
@@ -18,6 +19,9 @@ from edgekit.progress import Progress
 from edgekit.quant.scheme import QuantScheme
 from edgekit.quantized import PLAIN, Quantizer
 from edgekit.target import Target
+
+CONFIG = 1150
+"""Bytes of genai_config.json, about."""
 
 
 def check(model: Model, scheme: QuantScheme, target: Target) -> None:
@@ -43,8 +47,10 @@ def plan(model: Model, scheme: QuantScheme, target: Target) -> tuple[Graph, weig
 def footprint(model: Model, scheme: QuantScheme, target: Target) -> Footprint:
     """The planned size of ``model.onnx.data``; keys and values of every layer, in the precision of the activations."""
     decoder = model.decoder
-    _, data = plan(model, scheme, target)
-    return Footprint(data.size, 2 * data.floats.itemsize * decoder.layers * decoder.kv_heads * decoder.head_dim)
+    graph, data = plan(model, scheme, target)
+    cache = 2 * data.floats.itemsize * decoder.layers * decoder.kv_heads * decoder.head_dim
+    size = len(serialize(graph)) + CONFIG
+    return Footprint(data.size, cache, graph=size, running=running(data, decoder, onnx_options(target)))
 
 
 def export(

@@ -9,6 +9,7 @@ from edgekit.companions import Companions, read_companions
 from edgekit.conformance import text_vectors
 from edgekit.engines.exported import Exported, Footprint
 from edgekit.engines.openvino import weights
+from edgekit.engines.openvino.footprint import running
 from edgekit.engines.openvino.graph import build
 from edgekit.engines.openvino.ir import Graph
 from edgekit.engines.openvino.options import OpenvinoOptions, openvino_options
@@ -23,6 +24,10 @@ from edgekit.target import Target
 NAME = "openvino_model"
 CACHE_BYTES = {"float32": 4, "float16": 2, "uint8": 1}
 REQUIRES = "2026.1"
+TOKENIZER = 0.652
+"""Of tokenizer.json: the data of openvino_genai's tokenizer and detokenizer, with 32,000 tokens (openvino-tokenizers 2026.4)."""
+TOKENIZER_GRAPHS = 32_000
+"""Bytes of their graphs, about."""
 
 
 def check(model: Model, scheme: QuantScheme, target: Target) -> None:
@@ -75,8 +80,10 @@ def footprint(model: Model, scheme: QuantScheme, target: Target) -> Footprint:
     """The planned size of ``openvino_model.bin``; keys and values of every layer, in the precision the target asks for."""
     decoder = model.decoder
     graph, data = plan(model, scheme, target)
-    width = CACHE_BYTES[openvino_options(target).kv_cache]
-    return Footprint(graph.base + data.size, 2 * width * decoder.layers * decoder.kv_heads * decoder.head_dim)
+    options = openvino_options(target)
+    cache = 2 * CACHE_BYTES[options.kv_cache] * decoder.layers * decoder.kv_heads * decoder.head_dim
+    own, graphs = (TOKENIZER, TOKENIZER_GRAPHS) if options.tokenizer else (0.0, 0)
+    return Footprint(graph.base + data.size, cache, graph=len(graph.xml) + graphs, tokenizer=own, running=running(data, decoder, options))
 
 
 def export(

@@ -31,6 +31,8 @@ HIDDEN = -65504.0
 """Added to the score of what must not be seen; finite, and in the range of float16."""
 LENGTH = "rope.length"
 """Name of the node by which LongRoPE chooses, int64 [1]."""
+FREQUENCIES, LONG_FREQUENCIES, SCALE = "rope.frequencies", "rope.long_frequencies", "rope.scale"
+"""Names of the constants that turn positions into angles, and of what LongRoPE multiplies their cosines and sines by."""
 
 
 @dataclass(frozen=True)
@@ -129,16 +131,19 @@ def rotary(plan: Plan, mask: Node, positions: Node) -> tuple[Node, Node]:
     """
     rope = plan.decoder.rope
     frequencies = f32(np.array(rope.inv_freq, np.float32))
+    frequencies.set_friendly_name(FREQUENCIES)
     if rope.switch is not None and rope.long_inv_freq is not None and plan.context > rope.switch:
         length = op.reduce_max(op.reduce_sum(mask, i64([1]), keep_dims=False), i64([0]), keep_dims=True)
         length.set_friendly_name(LENGTH)
         long = f32(np.array(rope.long_inv_freq, np.float32))
+        long.set_friendly_name(LONG_FREQUENCIES)
         frequencies = op.select(op.greater(length, i64([rope.switch])), long, frequencies)
     angles = op.multiply(op.convert(op.unsqueeze(positions, i64([2])), Type.f32), frequencies)
     angles = op.unsqueeze(op.concat([angles, angles], -1), i64([1]))
     cos, sin = op.cos(angles), op.sin(angles)
     if rope.scale != 1.0:
         scale = f32(np.array([[[[rope.scale]]]], np.float32))
+        scale.set_friendly_name(SCALE)
         cos, sin = op.multiply(cos, scale), op.multiply(sin, scale)
     return cos, sin
 

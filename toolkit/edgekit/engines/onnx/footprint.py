@@ -1,0 +1,48 @@
+"""What ONNX Runtime takes when it runs an artifact. Constants were measured with onnxruntime 1.31 on Linux x86_64 (AVX2, 2 cores),
+float32, by the resident set of fresh processes, over models of 3 M to 3.8 G parameters (bench/plan.py holds the result against that).
+"""
+
+from edgekit.engines.exported import Running
+from edgekit.engines.onnx.options import OnnxOptions
+from edgekit.engines.onnx.session import CHUNK
+from edgekit.engines.onnx_format.weights import DataFile, row_bytes
+from edgekit.models.decoder import DecoderConfig
+
+PROCESS = 84_000_000
+"""Python, NumPy, tokenizers and ONNX Runtime with an empty model."""
+TOKEN = 900
+"""Bytes of the tokenizer for each token of the vocabulary."""
+PACKED = 1.08
+"""MatMulNBits lays its weights out anew when it is loaded; ONNX Runtime then lets go of the file's pages, but for scales."""
+WIDE = 9.2
+"""Floats of activations for each token of a piece, in intermediate sizes: gate and up side by side, both apart, their product."""
+
+
+def running(data: DataFile, decoder: DecoderConfig, options: OnnxOptions) -> Running:
+    """For the planned file of this decoder."""
+    embedding = next(m for m in data.matrices if m.weight == "embed_tokens")
+    multiplied = [m for m in data.matrices if decoder.tied or m is not embedding]
+    bytes_of = {id(m): m.shape[0] * sum(row_bytes(m.shape[1], m.format, data.floats)) for m in data.matrices}
+    read = sum(bytes_of[id(m)] for m in multiplied)
+    largest = max(m.shape[0] * row_bytes(m.shape[1], m.format, data.floats)[0] for m in multiplied)
+    on_cpu = options.provider == "cpu"
+    return Running(
+        unit="cpu" if on_cpu else "gpu",
+        measured=on_cpu,
+        read=read,
+        operations=2 * sum(m.shape[0] * m.shape[1] for m in multiplied),
+        process=PROCESS + TOKEN * decoder.vocab_size,
+        loaded=round(PACKED * read),
+        mapped=bytes_of[id(embedding)],
+        loading=round(PACKED * read) + largest,
+        piece=CHUNK,
+        activation=round(WIDE * decoder.intermediate_size * data.floats.itemsize),
+        # CPU: 0.66 to 0.70 with AVX2 and 0.95 with AVX-512 VNNI of what NumPy reads (docs/performance.md), 0.35 on cores that others
+        # use; of NumPy's float32 product 0.28 to 0.45, and 0.06 to 0.2 where one token attends to 1,024. GPU: as llama.cpp's on Apple's,
+        # github.com/ggml-org/llama.cpp/discussions/4167.
+        bandwidth=(0.35, 1.0) if on_cpu else (0.5, 0.95),
+        compute=(0.25, 1.0) if on_cpu else (0.5, 1.0),
+        attention=(0.04, 0.3) if on_cpu else (0.1, 1.0),
+        prefill=(0.5, 1.5) if on_cpu else (0.2, 0.8),
+        latency=(15e-6, 130e-6) if on_cpu else (10e-6, 100e-6),
+    )
