@@ -6,12 +6,15 @@
 in README.md and other pages. ``python docs/generate.py`` writes, ``--check`` only says what is out of date (a test runs it).
 """
 
+import dataclasses
 import json
 import re
 import statistics
 import sys
 import textwrap
-from collections.abc import Iterator
+import types
+import typing
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +28,7 @@ from edgekit import cli, errors, listing  # noqa: E402
 from edgekit.catalog import catalogue  # noqa: E402
 from edgekit.device import devices  # noqa: E402
 from edgekit.fidelity_gate import DEFAULTS, GUESSING  # noqa: E402
+from edgekit.profile import figures, report  # noqa: E402
 from edgekit.quant.scheme import SCHEMES  # noqa: E402
 from edgekit.target import targets  # noqa: E402
 from tiny_phi import exam  # noqa: E402
@@ -34,6 +38,8 @@ PAGES = (
     "docs/artifact.md",
     "docs/cli.md",
     "docs/performance.md",
+    "docs/profile.md",
+    "docs/profile.schema.json",
     "docs/security.md",
     "docs/serve.md",
     "docs/signing.md",
@@ -241,6 +247,87 @@ def lookup_table() -> str:
     return "\n\n".join(parts)
 
 
+def profile_records() -> str:
+    """Every object of a profile with its keys, from the dataclasses and what they say of themselves."""
+    parts = []
+    for record in records(report.Report, []):
+        fields = ", ".join(f"`{field.name}`" for field in dataclasses.fields(record))
+        about = " ".join((record.__doc__ or "").split()).replace("``", "`")
+        parts.append(f"- **{record.__name__}** ({fields}): {about}")
+    return "\n".join(parts)
+
+
+def profile_figures() -> str:
+    """What --fail-if knows."""
+    return ", ".join(f"`{name}`" for name in figures.NAMES)
+
+
+def profile_bench() -> str:
+    result = load("bench/results/profile.json")
+    if result is None:
+        return "Not measured yet: `python bench/profiling.py`."
+    rows = [[name, *(f"{row[key] * unit:.4g}" for key, unit in COST)] for name, row in result["cost"].items()]
+    cost = table(["engine", "profiler's own µs a token", "ms a token", "share %", "loop by loop: ratio", "its quartiles", ""], rows)
+    versions = ", ".join(f"{name} {value}" for name, value in sorted(result["versions"].items()))
+    loads = ", ".join(map(str, result["load_average"]))
+    head = ["engine", "route", *(f"{key} {n}" for n in result["lengths"] for key in ("prefill", "decode at"))]
+    machine = f"{result['machine']['processor']}, {result['machine']['cores']} cores, load average {loads}"
+    return "\n\n".join([cost, table(head, result["rows"]), f"`{result['command']}`; {machine}; {versions}."])
+
+
+COST = (("own_seconds", 1e6), ("token_seconds", 1e3), ("share", 100), ("ratio", 1), ("low", 1), ("high", 1))
+
+
+def profile_schema() -> str:
+    """JSON Schema of ``edge profile --json``."""
+    found: list[Any] = []
+    definitions = {record.__name__: record_schema(record) for record in records(report.Report, found)}
+    root = definitions.pop("Report")
+    root["properties"] |= {
+        "comparison": {"type": "array"},
+        "method": {"type": "string"},
+        "broken": {"type": "array", "items": {"type": "string"}},
+    }
+    head = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "edge profile --json", **root, "$defs": definitions}
+    return json.dumps(head, indent=1) + "\n"
+
+
+def records(record: Any, found: list[Any]) -> list[Any]:
+    """The dataclass and those that its fields hold, each once, in the order they are met."""
+    if dataclasses.is_dataclass(record) and record not in found:
+        found.append(record)
+        for hint in typing.get_type_hints(record).values():
+            records(hint, found)
+    for part in typing.get_args(record):
+        records(part, found)
+    return found
+
+
+def record_schema(record: Any) -> dict[str, Any]:
+    """An object with every key; more keys may come with a later edgekit of the same version."""
+    hints = typing.get_type_hints(record)
+    properties = {name: value_schema(hint) for name, hint in hints.items()} | (
+        {"version": {"const": report.VERSION}} if record is report.Report else {}
+    )
+    return {"type": "object", "required": list(hints), "properties": properties}
+
+
+def value_schema(hint: Any) -> dict[str, Any]:
+    """Of the types that profile/report.py uses."""
+    origin, given = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Literal:
+        return {"enum": list(given)}
+    if origin is tuple:
+        return {"type": "array", "items": value_schema(given[0])}
+    if origin is Mapping:
+        return {"type": "object", "additionalProperties": value_schema(given[1])}
+    if origin in (typing.Union, types.UnionType):
+        return {"anyOf": [value_schema(arm) for arm in given]}
+    if dataclasses.is_dataclass(hint):
+        return {"$ref": f"#/$defs/{hint.__name__}"}
+    return {"type": {str: "string", int: "integer", float: "number", bool: "boolean", type(None): "null"}[hint]}
+
+
 def load(path: str) -> dict[str, Any] | None:
     """What a bench measured, None as long as nobody ran it."""
     file = ROOT / path
@@ -409,7 +496,12 @@ GENERATED = {
     "devices": device_table,
     "startup": startup_table,
     "lookup": lookup_table,
+    "profile-records": profile_records,
+    "profile-figures": profile_figures,
+    "profile-bench": profile_bench,
 }
+WHOLE = {"docs/cli.md": cli_page, "docs/profile.schema.json": profile_schema}
+"""Pages of which every word is made."""
 
 
 def fill(text: str, page: str) -> str:
@@ -428,7 +520,7 @@ def stale() -> Iterator[tuple[Path, str]]:
     for page in PAGES:
         path = ROOT / page
         old = path.read_text(encoding="utf-8") if path.is_file() else ""
-        new = cli_page() if page == "docs/cli.md" else fill(old, page)
+        new = WHOLE[page]() if page in WHOLE else fill(old, page)
         if new != old:
             yield path, new
 

@@ -99,6 +99,12 @@ def test_the_engines_own_process_loads_nothing_of_the_build_side() -> None:
     assert not {name for name in loaded if name in BUILD_ONLY or name.split(".")[0] in BUILD_ONLY} - {"edgekit.greedy"}
 
 
+def test_measuring_loads_nothing_of_the_build_side() -> None:
+    """`edge profile` runs where the runtime alone is installed, and what it measures is the engine's memory."""
+    loaded = modules_after("from edgekit.profile import judging, run, saving, trace, worker\nimport edgekit.commands.measure, edgekit.cli")
+    assert not {name for name in loaded if name in BUILD_ONLY or name.split(".")[0] in BUILD_ONLY}
+
+
 def test_the_server_loads_nothing_of_the_build_side() -> None:
     pytest.importorskip("uvicorn")
     loaded = modules_after("import edgekit.server.run")

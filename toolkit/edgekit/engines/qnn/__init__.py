@@ -8,7 +8,7 @@ layout.py        how a model is cut, and whether that fits the chip
 compiler.py      Qualcomm's compiler, in a process of its own
 genai_config.py  genai_config.json
 export.py        all of it together
-session.py       running it; imports of the above only socs.py
+session.py       running it; profile.py what is asked when it is measured; these two import none of the above
 """
 
 import os

@@ -1,0 +1,54 @@
+"""Wheels of what is installed here, so that pip finds every package without a network: the files of its RECORD, zipped again."""
+
+import re
+import sys
+import zipfile
+from importlib import metadata
+from pathlib import Path
+
+from packaging.requirements import Requirement
+
+
+def normal(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+RUNTIME = ("jinja2", "numpy", "packaging", "tokenizers", "typer", *(("tomli",) if sys.version_info < (3, 11) else ()))
+HOLLOW = {"huggingface-hub", "rich"}
+"""Required by packages of the runtime, and not needed to run it: their wheels are left empty."""
+
+
+def fill(folder: Path, *roots: str) -> Path:
+    """``roots`` and all that they need here, and pip."""
+    folder.mkdir(parents=True, exist_ok=True)
+    waiting, seen = ["pip", *roots], set[str]()
+    while waiting:
+        name = normal(waiting.pop())
+        if name in seen:
+            continue
+        seen.add(name)
+        distribution = metadata.distribution(name)
+        pack(distribution, folder)
+        if name in HOLLOW:
+            continue
+        needs = [Requirement(text) for text in distribution.requires or []]
+        waiting += [need.name for need in needs if need.marker is None or need.marker.evaluate({"extra": ""})]
+    return folder
+
+
+def pack(distribution: metadata.Distribution, folder: Path) -> None:
+    """Without scripts and compiled modules, which lie outside or are made anew."""
+    name = normal(distribution.metadata["Name"])
+    files = [file for file in distribution.files or [] if ".." not in file.parts and file.suffix != ".pyc"]
+    if name in HOLLOW:
+        files = [file for file in files if file.parts[0].endswith(".dist-info") and file.name == "WHEEL"]
+    tags = [line.partition(":")[2].strip() for line in (distribution.read_text("WHEEL") or "").splitlines() if line.startswith("Tag:")]
+    python, abi, platforms = (".".join(dict.fromkeys(tag.split("-")[i] for tag in tags)) for i in range(3))
+    plain = name.replace("-", "_")
+    with zipfile.ZipFile(folder / f"{plain}-{distribution.version}-{python}-{abi}-{platforms}.whl", "w") as archive:
+        if name in HOLLOW:
+            info = files[0].parts[0]
+            archive.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: {distribution.version}\n")
+            archive.writestr(f"{info}/RECORD", "")
+        for file in files:
+            archive.write(distribution.locate_file(file), str(file))
