@@ -5,9 +5,13 @@ from pathlib import Path
 import edgekit
 from checkpoints import make_checkpoint
 
+NEEDED = {"qnn": 'soc = "SM8750"\nchunk = 32\nsharing = false'}
+"""Options of an engine that has no target without them: of Qualcomm's, such that it runs in emulation."""
+
 
 def write_target(path: Path, engine: str, *, context: int = 96, options: str = "") -> Path:
     """A target file. ``options``: lines of its ``[options]`` table."""
+    options = options or NEEDED.get(engine, "")
     head = f'description = "test"\nengine = "{engine}"\nscheme = "int4-g32"\ncontext = {context}\nverified = "executed"\n'
     path.write_text(head + (f"[options]\n{options}\n" if options else ""), encoding="utf-8")
     return path

@@ -19,13 +19,21 @@ from edgekit.runtime.session import Session
 from tiny_artifact import build_tiny
 
 
-@pytest.fixture(scope="session", params=[(engine, variant) for engine in ENGINES for variant in VARIANTS], ids="-".join)
+def cases() -> Iterator[object]:
+    for engine in ENGINES:
+        marked = CASES[engine].marked
+        marks = () if marked is None else (getattr(pytest.mark, marked),)
+        for variant in VARIANTS:
+            yield pytest.param((engine, variant), id=f"{engine}-{variant}", marks=marks)
+
+
+@pytest.fixture(scope="session", params=cases())
 def subject(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Subject:
     engine, variant = request.param
     case = CASES[engine]
     folder = tmp_path_factory.mktemp(f"{engine}-{variant}")
     try:
-        directory = build_tiny(folder, engine, variant, grid=32, options=case.options)
+        directory = build_tiny(folder, engine, variant, grid=32, options=case.options_for(variant))
         edgekit.load(directory).close()
     except EngineMissing as error:
         pytest.skip(str(error))

@@ -1,7 +1,7 @@
 """What the contract suite runs on: the kinds of model, how exact each engine is, and one built artifact with its expected logits."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +17,18 @@ VARIANTS = ("phi3-longrope", "phi3-longrope-partial-tied", "mistral-window", "ll
 
 @dataclass(frozen=True)
 class EngineCase:
-    """options: of the target, such that the engine computes as exactly as it can. tolerance: of logits that reach about 7."""
+    """options: of the target, such that the engine computes as exactly as it can. tolerance: of logits that reach about 7.
+
+    marked: with this the suite is run only when asked for. by_variant: more options for a kind of model.
+    """
 
     tolerance: float
     options: str = ""
+    marked: str | None = None
+    by_variant: Mapping[str, str] = field(default_factory=dict)
+
+    def options_for(self, variant: str) -> str:
+        return f"{self.options}\n{self.by_variant.get(variant, '')}"
 
 
 CASES = {
@@ -31,6 +39,13 @@ CASES = {
     "mlx": EngineCase(5e-5, 'precision = "float32"'),
     # float32 kernels, cache and activations against the numpy reference; measured at most 1.4e-5.
     "openvino": EngineCase(5e-5, 'precision = "float32"\ndynamic_quantization = "off"\nkv_cache = "float32"'),
+    # float16 on an NPU, in its vendor's emulation: for each model an HTP of another generation (v73, v75, v79, v81, v69).
+    "qnn": EngineCase(
+        0.15,
+        "sharing = false\nchunk = 32",
+        marked="emulated",
+        by_variant=dict(zip(VARIANTS, [f'soc = "{soc}"' for soc in ("SM8550", "SM8650", "SM8750", "SC8480XP", "SM8450")], strict=True)),
+    ),
 }
 """An engine that is in ENGINES and not here fails the suite: it has to pass it too."""
 

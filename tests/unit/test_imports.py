@@ -40,9 +40,9 @@ def test_importing_edgekit_loads_nothing_else() -> None:
     assert {name for name in loaded if name.split(".")[0] in {"edgekit", "numpy", "tokenizers", "jinja2", "typer"}} == {"edgekit"}
 
 
-@pytest.mark.parametrize("engine", ["null", "onnx", "mlx", "openvino"])
+@pytest.mark.parametrize("engine", ["null", "onnx", "mlx", "openvino", "qnn"])
 def test_running_an_artifact_loads_nothing_of_the_build_side(engine: str, tmp_path: Path) -> None:
-    for module in {"onnx": ["onnxruntime"], "mlx": ["mlx", "mlx_lm"], "openvino": ["openvino"]}.get(engine, []):
+    for module in {"onnx": ["onnxruntime"], "mlx": ["mlx", "mlx_lm"], "openvino": ["openvino"], "qnn": ["onnxruntime_qnn"]}.get(engine, []):
         if importlib.util.find_spec(module) is None:
             pytest.skip(f"{module} is not installed")
     artifact = build_tiny(tmp_path, engine)

@@ -11,7 +11,7 @@ import pytest
 from checkpoints import Variant
 from edgekit.engines.onnx.export import plan
 from edgekit.engines.onnx.options import OnnxOptions
-from edgekit.engines.onnx.proto import DataType, External, Graph, Tape, Value, constant, serialize, varint
+from edgekit.engines.onnx_format.proto import DataType, External, Graph, Tape, Value, constant, serialize, varint
 from edgekit.quant.scheme import scheme
 from onnx_artifact import open_variant, target
 

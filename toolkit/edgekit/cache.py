@@ -156,7 +156,7 @@ def _recall(cache: Cache, path: Path) -> SourceFile | None:
         kept = parse(SourceFile, json.loads(place.read_bytes()), unknown="refuse")
     except (OSError, ValueError, RecordError):  # not there, or damaged: the file is read again, which is always right
         return None
-    _touch(place)
+    touch(place)
     return kept
 
 
@@ -165,8 +165,9 @@ def group_name(facts: Sequence[str | int | bool]) -> str:
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
 
 
-def load(cache: Cache, group: str, name: str, size: int) -> memoryview | None:
-    """The ``size`` bytes of a block, or None when they are not there. A damaged block counts as not there, and is reported."""
+def load(cache: Cache, group: str, name: str, size: int | None) -> memoryview | None:
+    """The ``size`` bytes of a block (None: however many), or None when they are not there. A damaged block counts as not there, and is
+    reported."""
     place = cache.directory / "blocks" / group / name
     try:
         raw = memoryview(place.read_bytes())
@@ -176,14 +177,14 @@ def load(cache: Cache, group: str, name: str, size: int) -> memoryview | None:
         log.warning("%s in the cache cannot be read (%s); it is made anew", place, error.strerror or error)
         return None
     payload = raw[32:]
-    if len(payload) != size or _digest(group, name, [payload]) != raw[:32]:
+    if size not in (None, len(payload)) or _digest(group, name, [payload]) != raw[:32]:
         log.warning("%s in the cache is damaged; it is made anew", place)
         return None
-    _touch(place)
+    touch(place)
     return payload
 
 
-def _touch(place: Path) -> None:
+def touch(place: Path) -> None:
     """Used just now. (The time of the last access is often not kept.)"""
     with contextlib.suppress(OSError):  # another user's cache may be read-only; pruned in this moment, it is gone
         os.utime(place)

@@ -20,6 +20,7 @@ from typing import Literal
 from edgekit import __version__, child
 from edgekit.cache import groups, open_cache
 from edgekit.drivers import Device, devices
+from edgekit.engines import ENGINES
 from edgekit.errors import EdgekitError, EngineMissing, TargetError
 from edgekit.parallel import cores
 from edgekit.resources import release
@@ -156,7 +157,8 @@ def _probes() -> Iterator[Probe]:
     """One for all targets that differ in nothing the engine is told."""
     alike: dict[str, list[Target]] = {}
     for target in targets():
-        alike.setdefault(f"{target.engine} {sorted(target.options.items())}", []).append(target)
+        told = [option for option in sorted(target.options.items()) if option[0] not in ENGINES[target.engine].chip]
+        alike.setdefault(f"{target.engine} {told}", []).append(target)
     for group in alike.values():
         yield _probe(group[0].engine, tuple(target.name for target in group))
 

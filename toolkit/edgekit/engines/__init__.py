@@ -12,12 +12,14 @@ class Engine:
     a ``profile`` module    what ``observing.Observer`` lists,
     the ``read`` module, of an engine whose files hold weights, ``open_stored(directory, manifest, model) -> Stored`` (stored.py's
     Protocol).
+    chip: the options of a target that only say for which chip it is: whether the engine works here is asked for one of them.
     """
 
     export: str
     session: str
     extra: str
     read: str | None = None
+    chip: tuple[str, ...] = ()
 
     @property
     def profile(self) -> str:
@@ -29,6 +31,7 @@ ENGINES: dict[str, Engine] = {
     "openvino": Engine(
         "edgekit.engines.openvino.export", "edgekit.engines.openvino.session", extra="openvino", read="edgekit.engines.openvino.read"
     ),
+    "qnn": Engine("edgekit.engines.qnn.export", "edgekit.engines.qnn.session", extra="qnn", chip=("soc", "activations")),
     "mlx": Engine("edgekit.engines.mlx.export", "edgekit.engines.mlx.session", extra="mlx", read="edgekit.engines.mlx.read"),
     "null": Engine("edgekit.engines.null.export", "edgekit.engines.null.session", extra="test"),
 }

@@ -5,14 +5,14 @@ from pathlib import Path
 
 from edgekit.companions import read_companions
 from edgekit.engines.exported import Exported, Footprint
-from edgekit.engines.onnx import weights
 from edgekit.engines.onnx.footprint import running
 from edgekit.engines.onnx.genai_config import genai_config
-from edgekit.engines.onnx.graph import build
+from edgekit.engines.onnx.graph import FILE, build
 from edgekit.engines.onnx.kernels import check_kernels
 from edgekit.engines.onnx.options import OnnxOptions, onnx_options
-from edgekit.engines.onnx.proto import Graph, serialize
 from edgekit.engines.onnx.providers import PROVIDERS
+from edgekit.engines.onnx_format import weights
+from edgekit.engines.onnx_format.proto import Graph, serialize
 from edgekit.errors import TargetError
 from edgekit.models import Model
 from edgekit.progress import Progress
@@ -20,7 +20,6 @@ from edgekit.quant.scheme import QuantScheme
 from edgekit.quantized import PLAIN, Quantizer
 from edgekit.target import Target
 
-FILE = "model.onnx"
 CONFIG = 1150
 """Bytes of genai_config.json, about."""
 

@@ -5,7 +5,7 @@ float32, by the resident set of fresh processes, over models of 3 M to 3.8 G par
 from edgekit.engines.exported import Running
 from edgekit.engines.onnx.options import OnnxOptions
 from edgekit.engines.onnx.session import CHUNK
-from edgekit.engines.onnx.weights import DataFile, row_bytes
+from edgekit.engines.onnx_format.weights import DataFile, row_bytes
 from edgekit.models.decoder import DecoderConfig
 
 PROCESS = 84_000_000

@@ -21,8 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekit.engines.onnx.options import OnnxOptions
-from edgekit.engines.onnx.proto import Attributes, DataType, Graph, Tape, Value, constant
-from edgekit.engines.onnx.weights import DataFile, Matrix, initializer, matrix, row_bytes, table, vector
+from edgekit.engines.onnx_format.proto import Attributes, DataType, Graph, Tape, Value, constant
+from edgekit.engines.onnx_format.weights import DataFile, Matrix, initializer, matrix, row_bytes, table, vector
 from edgekit.errors import TargetError
 from edgekit.models.decoder import DecoderConfig, Rope
 from edgekit.quant.scheme import Format, QuantScheme
@@ -30,6 +30,7 @@ from edgekit.quant.scheme import Format, QuantScheme
 MICROSOFT = "com.microsoft"
 OPSETS = {"": 20, MICROSOFT: 1}
 IR_VERSION = 10
+FILE = "model.onnx"
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class Shared:
 
 def build(decoder: DecoderConfig, scheme: QuantScheme, context: int, options: OnnxOptions) -> tuple[Graph, DataFile]:
     """The graph for sequences up to ``context`` tokens, and the plan of the data file its initializers lie in."""
-    plan = Plan(decoder, scheme, context, options, Tape(), DataFile(options.floats), {})
+    plan = Plan(decoder, scheme, context, options, Tape(), DataFile(f"{FILE}.data", options.floats), {})
     tokens = Value("input_ids", DataType.INT64, (1, "sequence_length"))
     mask = Value("attention_mask", DataType.INT64, (1, "total_sequence_length"))
     rope_length = constant("rope_length", np.zeros(1, np.int64))

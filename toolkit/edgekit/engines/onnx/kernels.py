@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from edgekit.engines.onnx.options import OnnxOptions
-from edgekit.engines.onnx.proto import Graph, Node
+from edgekit.engines.onnx_format.proto import Graph, Node
 from edgekit.errors import TargetError
 
 Rule = Callable[[Node], str | None]
@@ -61,14 +61,20 @@ def bits(*allowed: int) -> Rule:
     return rule
 
 
+def size(node: Node, name: str) -> int:
+    found = node.attributes[name]
+    assert isinstance(found, int)
+    return found
+
+
 def whole_groups(node: Node) -> str | None:
-    k, group = node.attributes["K"], node.attributes["block_size"]
+    k, group = size(node, "K"), size(node, "block_size")
     return f"has no weights of {k} inputs in groups of {group}: {group} must divide them" if k % group else None
 
 
 def whole_bytes(node: Node) -> str | None:
-    k, group = node.attributes["K"], node.attributes["block_size"]
-    odd = node.attributes["bits"] == 4 and -(-k // group) % 2
+    k, group = size(node, "K"), size(node, "block_size")
+    odd = size(node, "bits") == 4 and -(-k // group) % 2
     return f"takes 4-bit zero points without padding; {k} inputs in groups of {group} leave half a byte a row" if odd else None
 
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from edgekit.engines.onnx.proto import DataType
+from edgekit.engines.onnx_format.proto import DataType
 from edgekit.target import Target, parse_options
 
 

@@ -12,7 +12,10 @@ from enum import IntEnum
 import numpy as np
 from numpy.typing import NDArray
 
-Attributes = Mapping[str, int | float]
+Attributes = Mapping[str, int | float | tuple[int, ...]]
+
+
+NUMPY = {"FLOAT": "<f4", "UINT8": "u1", "INT8": "i1", "UINT16": "<u2", "INT32": "<i4", "INT64": "<i8", "BOOL": "?", "FLOAT16": "<f2"}
 
 
 class DataType(IntEnum):
@@ -20,13 +23,20 @@ class DataType(IntEnum):
 
     FLOAT = 1
     UINT8 = 2
+    INT8 = 3
+    UINT16 = 4
     INT32 = 6
     INT64 = 7
+    BOOL = 9
     FLOAT16 = 10
 
     @property
     def numpy(self) -> np.dtype[np.generic]:
-        return np.dtype({"FLOAT": "<f4", "UINT8": "u1", "INT32": "<i4", "INT64": "<i8", "FLOAT16": "<f2"}[self.name])
+        return np.dtype(
+            {"FLOAT": "<f4", "UINT8": "u1", "INT8": "i1", "UINT16": "<u2", "INT32": "<i4", "INT64": "<i8", "BOOL": "?", "FLOAT16": "<f2"}[
+                self.name
+            ]
+        )
 
     @property
     def itemsize(self) -> int:
@@ -46,7 +56,7 @@ class External:
 class Value:
     """A tensor by its name. What nodes compute says neither type nor shape: whoever loads the graph infers them.
 
-    shape: a name stands for a length that changes. content: of an initializer.
+    shape: a name stands for a length that changes; of an input or output without one nothing is said. content: of an initializer.
     """
 
     name: str
@@ -134,8 +144,10 @@ def node_proto(node: Node) -> bytes:
     return b"".join([*inputs, *outputs, text(3, node.name), text(4, node.kind), *attributes, *domain])
 
 
-def attribute_proto(name: str, value: int | float) -> bytes:
-    """AttributeProto.type is 1 for a float, 2 for an int."""
+def attribute_proto(name: str, value: int | float | tuple[int, ...]) -> bytes:
+    """AttributeProto.type is 1 for a float, 2 for an int, 7 for several."""
+    if isinstance(value, tuple):
+        return text(1, name) + b"".join(number(8, item) for item in value) + number(20, 7)
     if isinstance(value, float):
         return text(1, name) + tag(2, 5) + struct.pack("<f", value) + number(20, 1)
     return text(1, name) + number(3, value) + number(20, 2)
@@ -156,7 +168,7 @@ def value_info(value: Value) -> bytes:
     if value.dtype is None:
         raise ValueError(f"{value.name} has no type")
     sizes = (message(1, text(2, size) if isinstance(size, str) else number(1, size)) for size in value.shape)
-    tensor = number(1, value.dtype) + message(2, b"".join(sizes))
+    tensor = number(1, value.dtype) + (message(2, b"".join(sizes)) if value.shape else b"")
     return text(1, value.name) + message(2, message(1, tensor))
 
 

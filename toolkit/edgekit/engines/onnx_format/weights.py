@@ -1,4 +1,4 @@
-"""``model.onnx.data``: where every weight lies is settled from the shapes alone; then each is read, quantized and written in place.
+"""A data file beside an ONNX model: where each weight lies is settled from shapes alone; then each is read, quantized, written in place.
 
 Nothing but a block of rows for each thread is ever in memory, whatever the size of the model. The bytes depend on the weights only.
 """
@@ -11,7 +11,7 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekit.engines.onnx.proto import DataType, External, Value
+from edgekit.engines.onnx_format.proto import DataType, External, Value
 from edgekit.errors import CheckpointError
 from edgekit.models import Model
 from edgekit.progress import Progress
@@ -19,7 +19,6 @@ from edgekit.quant import pack_zero_points
 from edgekit.quant.scheme import Format, QuantizedTensor
 from edgekit.quantized import PLAIN, Quantizer, stream
 
-FILE = "model.onnx.data"
 LARGE = 1 << 20
 """Bytes from which a tensor starts on a page, so that ONNX Runtime can map it; smaller ones are aligned to 64."""
 
@@ -55,8 +54,9 @@ class TableWrite:
 
 @dataclass
 class DataFile:
-    """The file as planned so far. floats: the type of scales, vectors and tables, which is that of the activations."""
+    """The file of this name as planned so far. floats: the type of scales, vectors and tables, which is that of the activations."""
 
+    name: str
     floats: DataType = DataType.FLOAT
     size: int = 0
     matrices: list[MatrixWrite] = field(default_factory=list)
@@ -101,7 +101,7 @@ def reserve(data: DataFile, size: int) -> int:
 
 def initializer(data: DataFile, name: str, dtype: DataType, shape: Sequence[int], offset: int) -> Value:
     """An initializer whose bytes lie in the data file at ``offset``."""
-    value = Value(name, dtype, tuple(shape), External(FILE, offset, int(np.prod(shape)) * dtype.itemsize))
+    value = Value(name, dtype, tuple(shape), External(data.name, offset, int(np.prod(shape)) * dtype.itemsize))
     data.initializers.append(value)
     return value
 
@@ -149,7 +149,7 @@ def table(data: DataFile, name: str, shape: tuple[int, ...], make: Callable[[], 
 def write(data: DataFile, model: Model, directory: Path, progress: Progress, quantizer: Quantizer = PLAIN) -> None:
     """Writes the planned file. Progress counts its bytes as stage ``quantize``. Raises CheckpointError from reading the weights, and for
     one that does not fit the file's float type."""
-    path, done = directory / FILE, 0
+    path, done = directory / data.name, 0
     with path.open("wb") as file:
         file.truncate(data.size)
         for t in data.tables:

@@ -1,0 +1,174 @@
+"""From a checkpoint to what a Qualcomm NPU runs: compiled parts, embeddings.onnx, lm_head.onnx, cpu.data, genai_config.json.
+
+One part after the other is quantized, compiled and its weights removed again: the disk holds one part's weights beside the artifact.
+A compiled part is kept in the cache under a digest of all that it is made of: a build that was broken off goes on there.
+"""
+
+import hashlib
+import importlib.util
+import json
+import shutil
+from importlib.metadata import version
+from pathlib import Path
+
+from edgekit import cache_files
+from edgekit.artifact import Scalar, TensorFormat
+from edgekit.cache import group_name
+from edgekit.companions import read_companions
+from edgekit.engines.exported import Exported, Footprint
+from edgekit.engines.onnx_format import weights
+from edgekit.engines.onnx_format.proto import serialize
+from edgekit.engines.qnn.calibration import calibrate
+from edgekit.engines.qnn.compiler import FINALIZATION, INSTALL, REQUIRES, compile_part, read_compiled
+from edgekit.engines.qnn.genai_config import Step, genai_config
+from edgekit.engines.qnn.layout import PROMPT, TOKEN, Layout, PlannedPart, check_machine, plan
+from edgekit.engines.qnn.stages import needs_length
+from edgekit.errors import EngineMissing
+from edgekit.models import Model
+from edgekit.progress import Progress
+from edgekit.quant.scheme import QuantScheme
+from edgekit.quantized import PLAIN, Quantizer
+from edgekit.target import Target
+
+PARTS = ".parts"
+EMBEDDINGS, LM_HEAD = "embeddings.onnx", "lm_head.onnx"
+
+
+def check(model: Model, scheme: QuantScheme, target: Target) -> None:
+    """Whether this model can be built for this target; reads no weight. Raises TargetError saying what stands against it, EngineMissing
+    without Qualcomm's compiler."""
+    plan(model, scheme, target)
+    missing = [name for name in REQUIRES if name != "onnxruntime-genai" and importlib.util.find_spec(name.replace("-", "_")) is None]
+    if missing:
+        raise EngineMissing(f"target {target.name} needs {' and '.join(missing)}; run: {INSTALL}")
+
+
+def footprint(model: Model, scheme: QuantScheme, target: Target) -> Footprint:
+    """The artifact's size, about; keys and values of every layer, in float16."""
+    decoder = model.decoder
+    return Footprint(plan(model, scheme, target).size, 4 * decoder.layers * decoder.kv_heads * decoder.head_dim)
+
+
+def export(
+    model: Model, scheme: QuantScheme, target: Target, directory: Path, progress: Progress, quantizer: Quantizer = PLAIN
+) -> Exported:
+    """Writes the files into ``directory``. Raises TargetError as ``check`` does, or where the NPU does not take a graph whole;
+    OutputError for a disk too small; CheckpointError from reading the weights; EngineError where the compiler fails."""
+    layout = plan(model, scheme, target)
+    check_machine(layout, directory)
+    companions = read_companions(model.checkpoint, model.decoder.vocab_size)
+    if layout.options.activations == "uint16":
+        layout = calibrate(layout, model, scheme, companions, directory, progress, quantizer)
+    weights.write(layout.cpu, model, directory, renamed(progress, "embeddings and lm_head"), quantizer)
+    (directory / EMBEDDINGS).write_bytes(serialize(layout.embeddings))
+    (directory / LM_HEAD).write_bytes(serialize(layout.lm_head))
+    for planned in layout.parts:
+        export_part(planned, layout, model, directory, progress, quantizer)
+    config = genai_config(model.decoder, layout.context, layout.options.chunk, companions.tokens, steps(layout))
+    (directory / "genai_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8", newline="\n")
+    return Exported(
+        engine_requires=REQUIRES,
+        bits_per_weight=bits_per_weight(layout, model),
+        tensors=exceptions(layout, model),
+        details=details(layout, model, directory),
+    )
+
+
+def exceptions(layout: Layout, model: Model) -> dict[str, TensorFormat]:
+    """What is not stored as the scheme says: in integers every matrix of a layer has 8 bits, with a scale for each row of K weights."""
+    if layout.options.activations == "float16":
+        return {}
+    shapes = {name: shape for name, shape in model.decoder.weight_shapes().items() if len(shape) == 2 and name.startswith("layers.")}
+    return {name: TensorFormat(8, shape[1]) for name, shape in shapes.items()}
+
+
+def bits_per_weight(layout: Layout, model: Model) -> float:
+    stored = exceptions(layout, model)
+    if not stored:
+        return layout.bits_per_weight
+    sizes = {name: shape[0] * shape[1] for name, shape in model.decoder.weight_shapes().items() if name in stored}
+    rows = sum(sizes[name] // (form.group or 1) for name, form in stored.items())
+    cpu = sum(m.shape[0] * m.shape[1] for m in layout.cpu.matrices)
+    return (layout.cpu.bits_per_weight * cpu + 8 * sum(sizes.values()) + 32 * rows) / (cpu + sum(sizes.values()))
+
+
+def file_name(planned: PlannedPart, half: str) -> str:
+    return f"part{planned.part.index}_{half}.onnx"
+
+
+def steps(layout: Layout) -> list[Step]:
+    """The pipeline in the order of a run."""
+    found = [Step("embeddings", EMBEDDINGS, layout.embeddings, "both", npu=False)]
+    for half in (PROMPT, TOKEN):
+        for planned in layout.parts:
+            found.append(Step(f"{half}_{planned.part.index}", file_name(planned, half), planned.graphs[half], half, npu=True))
+    return [*found, Step("lm_head", LM_HEAD, layout.lm_head, "both", npu=False)]
+
+
+def details(layout: Layout, model: Model, directory: Path) -> dict[str, Scalar]:
+    """For the manifest: what the compiled files are for, and their limits."""
+    compiled = read_compiled(directory / file_name(layout.parts[0], PROMPT))
+    chip = layout.options.chip
+    return {
+        "soc": chip.name,
+        "soc_model": chip.model,
+        "htp_arch": f"v{chip.arch}",
+        "precision": layout.options.activations,
+        "qairt": compiled.sdk,
+        "ep_compatibility": compiled.compatibility,
+        "prompt_chunk": layout.options.chunk,
+        "parts": len(layout.parts),
+        "weight_sharing": layout.options.sharing,
+        "rope_length": needs_length(model.decoder, layout.context),
+    }
+
+
+def export_part(planned: PlannedPart, layout: Layout, model: Model, directory: Path, progress: Progress, quantizer: Quantizer) -> None:
+    """Quantizes and compiles one part, or takes it from the cache, and moves the compiled files into ``directory``."""
+    folder = directory / PARTS / str(planned.part.index)
+    made = folder / "made"
+    made.mkdir(parents=True)
+    if layout.options.activations == "float16":
+        weights.write(planned.part.data, model, folder, renamed(progress, planned.layers), quantizer)
+    for half, graph in planned.graphs.items():
+        (folder / f"{half}.onnx").write_bytes(serialize(graph))
+    options, total = layout.options, 2 * planned.part.data.size
+    stage = f"compile {planned.layers}"
+    group = group_name(facts(planned, layout, folder))
+    if quantizer.cache is None or not cache_files.restore(quantizer.cache, group, made):
+        compile_part(
+            folder,
+            {f"{half}.onnx": f"made/{file_name(planned, half)}" for half in planned.graphs},
+            options.chip.model,
+            sharing=options.sharing,
+            memory=options.memory_mb * 1_000_000,
+            what=f"{planned.layers} for {options.soc}",
+            tell=lambda done: progress(stage, done * total // len(planned.graphs), total),
+        )
+        if quantizer.cache is not None:
+            about = {"model": model.checkpoint.source.name, "file": planned.layers, "format": f"compiled for {options.soc}"}
+            cache_files.keep(quantizer.cache, group, {path.name: path for path in sorted(made.iterdir())}, about)
+    progress(stage, total, total)
+    for path in made.iterdir():
+        path.replace(directory / path.name)
+    shutil.rmtree(folder)
+    if planned is layout.parts[-1]:
+        (directory / PARTS).rmdir()
+
+
+def facts(planned: PlannedPart, layout: Layout, folder: Path) -> list[str | int | bool]:
+    """All that the compiled files of a part depend on; the files are the weights, where they are not in the graphs, and the graphs."""
+    digests = []
+    for path in sorted(path for path in folder.iterdir() if path.is_file()):
+        with path.open("rb") as file:
+            digest = hashlib.sha256()
+            while piece := file.read(1 << 20):
+                digest.update(piece)
+            digests.append(digest.hexdigest())
+    versions = [version(name) for name in ("onnxruntime", "onnxruntime-qnn")]
+    return ["compiled", planned.part.index, *digests, layout.options.chip.model, layout.options.sharing, FINALIZATION, *versions]
+
+
+def renamed(progress: Progress, what: str) -> Progress:
+    """Each file is a stage of its own."""
+    return lambda stage, done, total, /: progress(f"{stage} {what}", done, total)
