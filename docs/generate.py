@@ -9,7 +9,6 @@ in README.md and other pages. ``python docs/generate.py`` writes, ``--check`` on
 import dataclasses
 import json
 import re
-import statistics
 import sys
 import textwrap
 import types
@@ -22,6 +21,25 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "toolkit"))
 
 import typer  # noqa: E402
+from measured import (  # noqa: E402
+    build_table,
+    decode_table,
+    divergence_table,
+    gate_table,
+    kill_report,
+    lookup_table,
+    plan_table,
+    profile_bench,
+    quantizer_tables,
+    serve_report,
+    session_table,
+    startup_table,
+    table,
+    tamper_report,
+    tiny_phi_card,
+    tiny_phi_table,
+    update_report,
+)
 
 import edgekit  # noqa: E402
 from edgekit import cli, errors, listing  # noqa: E402
@@ -31,7 +49,6 @@ from edgekit.fidelity_gate import DEFAULTS, GUESSING  # noqa: E402
 from edgekit.profile import figures, report  # noqa: E402
 from edgekit.quant.scheme import SCHEMES  # noqa: E402
 from edgekit.target import targets  # noqa: E402
-from tiny_phi import exam  # noqa: E402
 
 PAGES = (
     "README.md",
@@ -49,11 +66,6 @@ PAGES = (
     "toolkit/edgekit/tiny_phi/README.md",
 )
 BLOCK = re.compile(r"(<!-- generated: ([a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
-
-
-def table(head: list[str], rows: list[list[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
 def target_table() -> str:
@@ -91,230 +103,12 @@ def limit_table() -> str:
     return table(["scheme", "mean KL divergence at most, nats", "same likeliest token at least"], rows)
 
 
-def gate_table() -> str:
-    result = load("bench/results/fidelity_full.json")
-    if result is None:
-        return "Not measured yet: `python bench/fidelity_full.py`."
-    seen: set[str] = set()
-    rows = []
-    for run in result["runs"]:
-        (figures,) = run["figures"]
-        what = "from the cache" if run["scheme"] in seen else "the checkpoint's logits from the cache" if seen else "for the first time"
-        seen.add(run["scheme"])
-        times = [f"{run[key]:.0f}" for key in ("wall", "user", "system")]
-        shown = [f"{run['peak'] / 1e9:.2f}", f"{figures['mean_kl']:.3f}", f"{100 * figures['same_top']:.1f} %"]
-        rows.append([run["scheme"], what, *times, *shown])
-    head = ["scheme", "", "wall s", "user s", "system s", "peak RSS GB", "mean KL", "same likeliest token"]
-    loads = ", ".join(f"{run['load']:.0f}" for run in result["runs"])
-    machine = result["machine"]
-    place = f"{machine['processor']}, {machine['cores']} cores, Python {machine['python']}, NumPy {result['numpy']}"
-    return "\n\n".join([table(head, rows), f"`{result['command']}`; {place}; load average before each: {loads}."])
-
-
 def exit_codes() -> str:
     """Read off the classes, in the order of their codes; what each means stands in errors.py's own docstring."""
     meaning = dict(re.findall(r"(?m)^ [├└]─ (\w+) +\d+ +(.+)$", errors.__doc__ or ""))
     kinds = [k for k in vars(errors).values() if isinstance(k, type) and "exit_code" in vars(k) and k.__name__ in meaning]
     rows = [[str(k.exit_code), f"`{k.__name__}`", meaning[k.__name__]] for k in sorted(kinds, key=lambda k: k.exit_code)]
     return table(["code", "kind", "meaning"], [["0", "", "done"], ["1", "", "anything else"], *rows, ["130", "", "ended by Ctrl-C"]])
-
-
-def tiny_phi_table(*, tasks: bool = False) -> str:
-    result = load("bench/results/tiny_phi.json")
-    if result is None:
-        return "Not measured yet: `python bench/tiny_phi.py --out bench/results/tiny_phi.json`."
-    cell = f"{result['prompts_each']} held-out prompts a task and context"
-    parts = [f"Exact match in percent, {cell}.", exam.table(result["scores"], tasks=tasks), origin(result)]
-    return "\n\n".join(parts)
-
-
-def tiny_phi_card() -> str:
-    return tiny_phi_table(tasks=True)
-
-
-def divergence_table() -> str:
-    result = load("bench/results/divergence.json")
-    bits = load("bench/results/tiny_phi.json")
-    if result is None or bits is None:
-        return "Not measured yet: `python bench/divergence.py --out bench/results/divergence.json`."
-    rows = [
-        [name, f"{row['mean_kl']:.5f}", f"{row['p99_kl']:.4f}", f"{100 * row['same_top1']:.1f} %"]
-        for name, row in result["schemes"].items()
-    ]
-    head = ["scheme", "mean KL (nats a token)", "99 % KL", "same most likely token"]
-    return "\n\n".join([f"Over {result['positions']:,} positions:", table(head, rows), origin(result)])
-
-
-def quantizer_tables() -> str:
-    result = load("bench/results/fidelity.json")
-    if result is None:
-        return "Not measured yet: `python bench/fidelity.py --out bench/results/fidelity.json`."
-    parts = []
-    for name, found in result["checkpoints"].items():
-        rows = sorted(found["rows"].values(), key=lambda row: (row["layers"]["bits"], row["layers"]["mean_kl"]))
-        perplexity = rows[0]["layers"]["reference_perplexity"]
-        parts.append(
-            f"### {name}\n\n{found['parameters'] / 1e6:.1f} M parameters, weights sha256 `{found['weights_sha256'][:16]}`, "
-            f"{rows[0]['layers']['positions']:,} positions, perplexity unquantized {perplexity:.4f}."
-        )
-        parts += [quantizer_rows(rows), "At no more bits than each of the others:", duels(rows)]
-        if found["failed"]:
-            parts.append("Did not run: " + "; ".join(f"{method} ({why})" for method, why in found["failed"].items()) + ".")
-    versions = "; ".join(f"{by}: " + ", ".join(f"{n} {v}" for n, v in sorted(held.items())) for by, held in result["versions"].items())
-    machine = f"{result['machine']['processor']}, {result['machine']['cores']} cores"
-    return "\n\n".join([*parts, f"`{result['command']}`; {machine}; {versions}."])
-
-
-def quantizer_rows(rows: list[dict[str, Any]]) -> str:
-    best = {key: min(row["layers"][key] for row in rows) for key in ("mean_kl", "p999_kl", "perplexity")}
-    best["same_top1"] = max(row["layers"]["same_top1"] for row in rows)
-
-    def cell(row: dict[str, Any], key: str, shown: str) -> str:
-        return f"**{shown}**" if row["layers"][key] == best[key] else shown
-
-    cells = []
-    for row in rows:
-        f = row["layers"]
-        kl = cell(row, "mean_kl", f"{f['mean_kl']:.6f}") + f" ± {f['mean_kl_error']:.6f}"
-        top, perplexity = cell(row, "same_top1", f"{100 * f['same_top1']:.2f} %"), cell(row, "perplexity", f"{f['perplexity']:.4f}")
-        text = "yes" if row["calibrated"] else ""
-        cells.append(
-            [
-                row["name"],
-                text,
-                f"{f['bits']:.3f}",
-                kl,
-                cell(row, "p999_kl", f"{f['p999_kl']:.4f}"),
-                top,
-                perplexity,
-                f"{row['seconds']:.1f}",
-            ]
-        )
-    return table(["method", "sees text", "bits a weight", "mean KL", "99.9 % KL", "same top-1", "perplexity", "seconds"], cells)
-
-
-def duels(rows: list[dict[str, Any]]) -> str:
-    """Every other method against the best of edgekit's at no more bits, among those that see no text, and among all."""
-    ours = [row for row in rows if row["by"] == "edgekit"]
-    cells = []
-    for row in (row for row in rows if row["by"] != "edgekit"):
-        bits, kl = row["layers"]["bits"], row["layers"]["mean_kl"]
-        line = [row["name"], f"{bits:.3f}", f"{kl:.6f}"]
-        for wanted in (False, True):
-            able = [o for o in ours if o["layers"]["bits"] <= bits + 1e-9 and (wanted or not o["calibrated"])]
-            if not able:
-                line += ["none", ""]
-                continue
-            champion = min(able, key=lambda o: o["layers"]["mean_kl"])
-            ratio = kl / champion["layers"]["mean_kl"]
-            line += [
-                champion["name"].removeprefix("edgekit "),
-                f"won, {ratio:.1f}x less" if ratio > 1 else f"**lost**, {1 / ratio:.1f}x more",
-            ]
-        cells.append(line)
-    return table(["method", "bits", "mean KL", "edgekit without text", "KL", "edgekit, best", "KL"], cells)
-
-
-def build_table(name: str = "build") -> str:
-    result = load(f"bench/results/{name}.json")
-    if result is None:
-        return "Not measured yet: `python bench/build.py`."
-    rows = []
-    for route, runs in result["runs"].items():
-        good = [run for run in runs if not run["status"]]
-        if not good:
-            rows.append([route, runs[-1]["ended"], "", "", f"{runs[-1]['peak'] / 1e9:.2f}", "", ""])
-            continue
-        middle = {key: statistics.median(run[key] for run in good) for key in ("wall", "user", "system", "peak", "anonymous", "bytes")}
-        seconds = [f"{middle[key]:.1f}" for key in ("wall", "user", "system")]
-        gigabytes = [f"{middle[key] / 1e9:.2f}" for key in ("peak", "anonymous", "bytes")]
-        rows.append([route, *seconds, *gigabytes])
-    head = ["converter", "wall s", "user s", "system s", "peak RSS GB", "of it not mapped files", "artifact GB"]
-    versions = ", ".join(f"{name} {value}" for tool in result["versions"].values() for name, value in sorted(tool.items()))
-    machine = f"{result['machine']['processor']}, {result['machine']['cores']} cores, {result['machine']['memory_gb']:.0f} GB"
-    return "\n\n".join([table(head, rows), f"`{result['command']}`; {machine}; {versions}."])
-
-
-def decode_table() -> str:
-    result = load("bench/results/decode.json")
-    if result is None:
-        return "Not measured yet: `python bench/decode.py`."
-    return "\n\n".join([table(result["table"]["head"], result["table"]["rows"]), *result["table"]["notes"]])
-
-
-def plan_table() -> str:
-    result = load("bench/results/plan.json")
-    if result is None:
-        return "Not measured yet: `python bench/plan.py --scratch DIR`."
-    rows = []
-    for row in result["rows"]:
-        at, megabytes = row["at"], f"{row['artifact'] / 1e6:,.1f}"
-        cells = [row["model"], row["target"], f"{megabytes} ({apart(at['64']['predicted']['artifact'], row['artifact'])})"]
-        for prompt in at.values():
-            cells.append(f"{prompt['peak'] / 1e6:,.0f} ({apart(prompt['predicted']['peak'], prompt['peak'])})")
-        for prompt in at.values():
-            low, high = (prompt["predicted"]["decode"][end] for end in ("low", "high"))
-            inside = "" if low <= prompt["decode"] <= high else ", outside"
-            cells.append(f"{prompt['decode']:.3g} ({low:.3g} to {high:.3g}{inside})")
-        rows.append([*cells, f"{row['bandwidth'] / 1e9:.1f}", f"{row['compute'] / 1e9:.0f}", f"{row['load_average']:.0f}"])
-    head = ["model", "target", "files MB (plan)", "peak MB at 64 (plan)", "at 1,024", "decode tok/s at 64 (plan)", "at 1,024"]
-    machine = f"{result['machine']['processor']}, {result['machine']['cores']} cores, {result['machine']['memory_gb']:.0f} GB"
-    versions = ", ".join(f"{name} {value}" for name, value in sorted(result["versions"].items()))
-    said = f"`{result['command']}`; {result['date']}; {machine}; {versions}."
-    return "\n\n".join([table([*head, "GB/s", "GFLOP/s", "load average"], rows), said])
-
-
-def apart(predicted: float, measured: float) -> str:
-    return f"{100 * (predicted / measured - 1):+.1f} %"
-
-
-def session_table() -> str:
-    result = load("bench/results/session.json")
-    if result is None:
-        return "Not measured yet: `python bench/session.py DIR`."
-    machine = f"{result['machine']['processor']}, {result['machine']['cores']} cores, load average {result['load_average']}"
-    versions = ", ".join(f"{name} {value}" for name, value in sorted(result["versions"].items()))
-    return "\n\n".join([table(result["head"], result["rows"]), f"Medians, in turns. `{result['command']}`; {machine}; {versions}."])
-
-
-def origin(result: dict[str, Any]) -> str:
-    versions = ", ".join(f"{name} {value}" for name, value in sorted(result["versions"].items()))
-    weights = f" weights sha256 `{result['weights_sha256'][:16]}`;" if "weights_sha256" in result else ""
-    return f"`{result['command'].strip()}`;{weights} {versions}."
-
-
-def startup_table() -> str:
-    result = load("bench/results/startup.json")
-    if result is None:
-        return "Not measured yet: `python bench/startup.py --out bench/results/startup.json`."
-    rows = [[f"`{name}`", f"{ms:.0f} ms"] for name, ms in result["median_ms"].items()]
-    versions = ", ".join(f"{name} {value}" for name, value in sorted(result["versions"].items()))
-    return "\n".join([table(["command", "median"], rows), "", f"`{result['command']}`; {result['machine']}; {versions}."])
-
-
-def lookup_table() -> str:
-    parts = []
-    for name in ("random", "tiny_phi"):
-        if (result := load(f"bench/results/lookup_{name}.json")) is None:
-            return "Not measured yet: see bench/lookup.py."
-        size, apart = f"{result['bytes'] / 1e6:.0f} MB", result["at_once_against_singly"]
-        rows = [["ms", *(f"{ms:.2f}" for ms in result["milliseconds"].values())], ["relative", *map(str, result["relative"].values())]]
-        parts.append(f"{result['model']}, {result['scheme']}, {size}:\n\n" + table(["tokens of a pass", *result["milliseconds"]], rows))
-        gains = [
-            [kind, most, f"{x['tokens_per_pass']:.2f}", f"{x['speedup']:.2f}x", f"{100 * x['same']:.0f} %"]
-            for kind, by_most in result["gain"].items()
-            for most, x in by_most.items()
-            if most != "0"
-        ]
-        if gains:
-            parts.append(table(["answers", "N", "tokens a pass", "speed against N = 0", "same answer"], gains))
-        versions = ", ".join(f"{name} {value}" for name, value in sorted(result["versions"].items()))
-        parts.append(
-            f"Logits of {apart['tokens']} tokens at once against one by one: rms difference {apart['rms']}, greatest {apart['greatest']}, "
-            f"where the logits' own rms is {apart['rms_of_logits']:.2f}. `{result['command']}`; {result['machine']}; {versions}; "
-            f"manifest sha256 `{result['manifest_sha256'][:16]}`."
-        )
-    return "\n\n".join(parts)
 
 
 def profile_records() -> str:
@@ -330,22 +124,6 @@ def profile_records() -> str:
 def profile_figures() -> str:
     """What --fail-if knows."""
     return ", ".join(f"`{name}`" for name in figures.NAMES)
-
-
-def profile_bench() -> str:
-    result = load("bench/results/profile.json")
-    if result is None:
-        return "Not measured yet: `python bench/profiling.py`."
-    rows = [[name, *(f"{row[key] * unit:.4g}" for key, unit in COST)] for name, row in result["cost"].items()]
-    cost = table(["engine", "profiler's own µs a token", "ms a token", "share %", "loop by loop: ratio", "its quartiles", ""], rows)
-    versions = ", ".join(f"{name} {value}" for name, value in sorted(result["versions"].items()))
-    loads = ", ".join(map(str, result["load_average"]))
-    head = ["engine", "route", *(f"{key} {n}" for n in result["lengths"] for key in ("prefill", "decode at"))]
-    machine = f"{result['machine']['processor']}, {result['machine']['cores']} cores, load average {loads}"
-    return "\n\n".join([cost, table(head, result["rows"]), f"`{result['command']}`; {machine}; {versions}."])
-
-
-COST = (("own_seconds", 1e6), ("token_seconds", 1e3), ("share", 100), ("ratio", 1), ("low", 1), ("high", 1))
 
 
 def profile_schema() -> str:
@@ -396,12 +174,6 @@ def value_schema(hint: Any) -> dict[str, Any]:
     if dataclasses.is_dataclass(hint):
         return {"$ref": f"#/$defs/{hint.__name__}"}
     return {"type": {str: "string", int: "integer", float: "number", bool: "boolean", type(None): "null"}[hint]}
-
-
-def load(path: str) -> dict[str, Any] | None:
-    """What a bench measured, None as long as nobody ran it."""
-    file = ROOT / path
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
 
 
 def api() -> str:
@@ -461,86 +233,6 @@ def default(option: Any) -> str:
     if option.required:
         return "required"
     return "" if option.default is None or option.default is False or option.default == () else str(option.default)
-
-
-def kill_report() -> str:
-    result = load("bench/results/kill.json")
-    if result is None:
-        return "Not measured yet: `python bench/kill.py --out bench/results/kill.json`."
-    rows: dict[str, dict[str, int]] = {}
-    for key, count in result["by_engine_and_stage"].items():
-        engine, _, stage = key.partition(": ")
-        rows.setdefault(stage, {})[engine] = count
-    engines = sorted({engine for counts in rows.values() for engine in counts})
-    order = ["begun", "digest of the model", "quantize", "export", "digest of the artifact"]
-    stages = sorted(rows, key=lambda stage: (order.index(stage) if stage in order else len(order), stage))
-    cells = [[stage, *(str(rows[stage].get(engine, 0)) for engine in engines)] for stage in stages]
-    versions = ", ".join(f"{name} {number}" for name, number in result["versions"].items())
-    return (
-        f"{result['kills']} kills (SIGKILL) at random moments of builds; each left no directory that opens and is not whole, and was\n"
-        f"resumed to the bytes of an undisturbed build, with {result['blocks_kept']:,} of {result['blocks']:,} blocks taken from what the\n"
-        f"killed ones had kept. Kills by the last stage that had begun:\n\n{table(['killed in or after', *engines], cells)}\n\n"
-        f"`{result['command']}`; {versions}."
-    )
-
-
-def serve_report() -> str:
-    result = load("bench/results/serve.json")
-    if result is None:
-        return "Not measured yet: `python bench/serve.py --out bench/results/serve.json`."
-    rows = [
-        [
-            f"{run['clients']} clients for {run['seconds']:g} s, queue of {run['queue']}",
-            f"{run['answers']:,} ({run['streamed']:,} streamed)",
-            str(run["lost_mixed_or_cut"]),
-            f"{run['told_to_come_back']:,}",
-            f"{run['median_seconds']:.2f} s, {run['greatest_seconds']:.2f} s",
-        ]
-        for run in (result["soak"], result["soak_short_queue"])
-    ]
-    head = ["", "answers", "lost, mixed or cut", "told to come back (429)", "wait: median, greatest"]
-    gone, fuzz = result["disconnects"], result["fuzz"]
-    statuses = ", ".join(f"{count:,} with {status}" for status, count in fuzz["answers_by_status"].items())
-    grown = (gone["anonymous_bytes_after"] - gone["anonymous_bytes_before"]) / 1e6
-    versions = ", ".join(f"{name} {number}" for name, number in sorted(result["versions"].items()))
-    loads = sorted(result[part]["load_average_at_start"] for part in ("soak", "disconnects", "fuzz"))
-    shared = f"shared with other work (load average {loads[0]:g} to {loads[-1]:g} when the runs began)"
-    return "\n\n".join(
-        [
-            table(head, rows),
-            f"{gone['disconnects']} disconnects, after {2 * gone['disconnects']} to warm the server up: {gone['running_after']} requests "
-            f"at work and {gone['waiting_after']} waiting after them, as many threads ({gone['threads']}) and descriptors "
-            f"({gone['descriptors']}) as before, {grown:+.2f} MB of memory (of {gone['anonymous_bytes_after'] / 1e6:.0f}).",
-            f"Schemathesis, {fuzz['cases']:,} cases: {fuzz['server_errors']} with a 5xx. Of those to the routes that compute: {statuses}.",
-            f"`{result['command']}`; {result['machine']}, {shared}; {versions}.",
-        ]
-    )
-
-
-def tamper_report() -> str:
-    result = load("bench/results/tamper.json")
-    if result is None:
-        return "Not measured yet: `python bench/tamper.py --out bench/results/tamper.json`."
-    rows = [[*key.split(": "), str(count)] for key, count in result["caught"].items()]
-    noticed = result["times"] - len(result["missed"])
-    said = f"{result['times']:,} changes at random to a signed artifact, each of a byte or a file: {noticed:,} noticed."
-    return "\n\n".join([said, table(["what was done", "caught by", "times"], rows), origin(result)])
-
-
-def update_report() -> str:
-    result = load("bench/results/update.json")
-    if result is None:
-        return "Not measured yet: `python bench/update.py --out bench/results/update.json`."
-    sizes = result["sizes"].items()
-    rows = [[name, *(f"{s[key]:,}" for key in ("artifact", "layer", "update")), f"{s['of the layer']:.2%}"] for name, s in sizes]
-    ends = ", ".join(f"{key} {count}" for key, count in result["found_after"].items())
-    killed = (
-        f"{result['kills']} times killed (SIGKILL) at a random moment of `edge apply` (then there: {ends}): each time the directory\n"
-        "opened as the old or the new artifact with every digest right, and where it was the old one the next `edge apply` made it\n"
-        "the new one and left nothing else."
-    )
-    head = ["engine", "artifact", "a layer", "update", "of the layer"]
-    return "\n\n".join([f"One of {result['layers']} layers changed, in bytes:", table(head, rows), killed, origin(result)])
 
 
 GENERATED = {
