@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from edgekit.engines.onnx_format import weights
 from edgekit.engines.onnx_format.proto import serialize
-from edgekit.engines.qnn.layout import PROMPT, TOKEN, Layout, plan
+from edgekit.engines.qnn.layout import PROMPT, TOKEN, Pipeline, plan
 from edgekit.engines.qnn.stages import PAD
 from edgekit.models import Model
 from edgekit.progress import silent
@@ -30,7 +30,7 @@ class Graphs:
     """The graphs of a model as ONNX Runtime's CPU computes them, and the caches between two runs."""
 
     model: Model
-    layout: Layout
+    layout: Pipeline
     directory: Path
     sessions: dict[str, onnxruntime.InferenceSession]
     caches: dict[str, NDArray[np.float16]]

@@ -7,6 +7,7 @@ stages.py        embeddings and lm_head, which the CPU computes
 layout.py        how a model is cut, and whether that fits the chip
 compiler.py      Qualcomm's compiler, in a process of its own
 genai_config.py  genai_config.json
+genie.py         the graphs as Genie opens them; genie_config.py genie_config.json
 export.py        all of it together
 session.py       running it; profile.py what is asked when it is measured; these two import none of the above
 """

@@ -13,7 +13,7 @@ from edgekit.conformance import CHATS, TEXTS
 from edgekit.engines.onnx_format import weights
 from edgekit.engines.onnx_format.proto import Graph, serialize
 from edgekit.engines.qnn.integers import MASKED, Ranges, join_moved, observed, step, with_integers
-from edgekit.engines.qnn.layout import PART_DATA, PROMPT, Layout, PlannedPart
+from edgekit.engines.qnn.layout import PART_DATA, PROMPT, Pipeline, PlannedPart
 from edgekit.engines.qnn.stages import PAD, Form, build_stages
 from edgekit.models import Model
 from edgekit.progress import Progress, silent
@@ -39,8 +39,8 @@ def sample(companions: Companions, count: int) -> list[int]:
 
 
 def calibrate(
-    layout: Layout, model: Model, scheme: QuantScheme, companions: Companions, directory: Path, progress: Progress, quantizer: Quantizer
-) -> Layout:
+    layout: Pipeline, model: Model, scheme: QuantScheme, companions: Companions, directory: Path, progress: Progress, quantizer: Quantizer
+) -> Pipeline:
     """The same layout in integers. ``directory`` gets one part's weights at a time, and nothing of it stays."""
     plain, ranges = replace(quantizer, ledger=None), Ranges()  # these INT4 weights are not what is shipped
     join_moved((graph for planned in layout.parts for graph in planned.graphs.values()), ranges)
@@ -60,7 +60,7 @@ def calibrate(
     return _in_integers(layout, model, scheme, ranges)
 
 
-def _embedded(graph: Graph, directory: Path, layout: Layout, tokens: Sequence[int], position: int) -> Arrays:
+def _embedded(graph: Graph, directory: Path, layout: Pipeline, tokens: Sequence[int], position: int) -> Arrays:
     """What the first part is given for a chunk of a sequence."""
     chunk = layout.options.chunk
     ids = np.full((1, chunk), PAD, np.int32)
@@ -121,7 +121,7 @@ def _note(ranges: Ranges, values: Arrays) -> None:
             ranges.note(name, float(value.min()), float(value.max()))
 
 
-def _in_integers(layout: Layout, model: Model, scheme: QuantScheme, ranges: Ranges) -> Layout:
+def _in_integers(layout: Pipeline, model: Model, scheme: QuantScheme, ranges: Ranges) -> Pipeline:
     count = len(layout.parts)
     handed = ["hidden.0", f"hidden.{count}", "rope.cos", "rope.sin"]
     handed += [value.name for planned in layout.parts for value in planned.graphs[PROMPT].inputs if value.name.startswith("mask")]

@@ -12,7 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from edgekit import cache_files
-from edgekit.artifact import Scalar, TensorFormat
+from edgekit.artifact import Scalar, TensorFormat, TokenInfo
 from edgekit.cache import group_name
 from edgekit.companions import read_companions
 from edgekit.engines.exported import Exported, Footprint
@@ -21,7 +21,11 @@ from edgekit.engines.onnx_format.proto import serialize
 from edgekit.engines.qnn.calibration import calibrate
 from edgekit.engines.qnn.compiler import FINALIZATION, INSTALL, REQUIRES, compile_part, read_compiled
 from edgekit.engines.qnn.genai_config import Step, genai_config
-from edgekit.engines.qnn.layout import PROMPT, TOKEN, Layout, PlannedPart, check_machine, plan
+from edgekit.engines.qnn.genie import embedding_bits, write_embedding
+from edgekit.engines.qnn.genie_config import FILE as GENIE_CONFIG
+from edgekit.engines.qnn.genie_config import genie_config
+from edgekit.engines.qnn.layout import PROMPT, TOKEN, Layout, Pipeline, PlannedPart, check_machine, plan, plan_genie
+from edgekit.engines.qnn.options import qnn_options
 from edgekit.engines.qnn.stages import needs_length
 from edgekit.errors import EngineMissing
 from edgekit.models import Model
@@ -37,16 +41,21 @@ EMBEDDINGS, LM_HEAD = "embeddings.onnx", "lm_head.onnx"
 def check(model: Model, scheme: QuantScheme, target: Target) -> None:
     """Whether this model can be built for this target; reads no weight. Raises TargetError saying what stands against it, EngineMissing
     without Qualcomm's compiler."""
-    plan(model, scheme, target)
+    planned_for(model, scheme, target)
     missing = [name for name in REQUIRES if name != "onnxruntime-genai" and importlib.util.find_spec(name.replace("-", "_")) is None]
     if missing:
         raise EngineMissing(f"target {target.name} needs {' and '.join(missing)}; run: {INSTALL}")
 
 
+def planned_for(model: Model, scheme: QuantScheme, target: Target) -> Layout:
+    """For what the target's artifact is opened by. Raises TargetError."""
+    return plan_genie(model, scheme, target) if qnn_options(target).runtime == "genie" else plan(model, scheme, target)
+
+
 def footprint(model: Model, scheme: QuantScheme, target: Target) -> Footprint:
     """The artifact's size, about; keys and values of every layer, in float16."""
     decoder = model.decoder
-    return Footprint(plan(model, scheme, target).size, 4 * decoder.layers * decoder.kv_heads * decoder.head_dim)
+    return Footprint(planned_for(model, scheme, target).size, 4 * decoder.layers * decoder.kv_heads * decoder.head_dim)
 
 
 def export(
@@ -54,24 +63,37 @@ def export(
 ) -> Exported:
     """Writes the files into ``directory``. Raises TargetError as ``check`` does, or where the NPU does not take a graph whole;
     OutputError for a disk too small; CheckpointError from reading the weights; EngineError where the compiler fails."""
-    layout = plan(model, scheme, target)
+    layout = planned_for(model, scheme, target)
     check_machine(layout, directory)
     companions = read_companions(model.checkpoint, model.decoder.vocab_size)
-    if layout.options.activations == "uint16":
-        layout = calibrate(layout, model, scheme, companions, directory, progress, quantizer)
-    weights.write(layout.cpu, model, directory, renamed(progress, "embeddings and lm_head"), quantizer)
-    (directory / EMBEDDINGS).write_bytes(serialize(layout.embeddings))
-    (directory / LM_HEAD).write_bytes(serialize(layout.lm_head))
+    if isinstance(layout, Pipeline):
+        if layout.options.activations == "uint16":
+            layout = calibrate(layout, model, scheme, companions, directory, progress, quantizer)
+        weights.write(layout.cpu, model, directory, renamed(progress, "embeddings and lm_head"), quantizer)
+        (directory / EMBEDDINGS).write_bytes(serialize(layout.embeddings))
+        (directory / LM_HEAD).write_bytes(serialize(layout.lm_head))
     for planned in layout.parts:
         export_part(planned, layout, model, directory, progress, quantizer)
-    config = genai_config(model.decoder, layout.context, layout.options.chunk, companions.tokens, steps(layout))
-    (directory / "genai_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8", newline="\n")
+    about = details(layout, model, directory)
+    name, config = configuration(layout, model, companions.tokens, directory)
+    (directory / name).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8", newline="\n")
     return Exported(
-        engine_requires=REQUIRES,
+        engine_requires=REQUIRES if isinstance(layout, Pipeline) else {},
         bits_per_weight=bits_per_weight(layout, model),
         tensors=exceptions(layout, model),
-        details=details(layout, model, directory),
+        details=about,
     )
+
+
+def configuration(layout: Layout, model: Model, tokens: TokenInfo, directory: Path) -> tuple[str, dict[str, object]]:
+    """Name and content of the file by which the artifact is opened. Genie opens binaries: the ONNX files around them are removed."""
+    if isinstance(layout, Pipeline):
+        return "genai_config.json", genai_config(model.decoder, layout.context, layout.options.chunk, tokens, steps(layout))
+    (planned,) = layout.parts
+    for half in planned.graphs:
+        (directory / file_name(planned, half)).unlink()
+    # With both graphs in it; without sharing that for prompts alone, by which Genie takes single tokens too.
+    return GENIE_CONFIG, genie_config(model.decoder, layout.context, tokens, file_name(planned, PROMPT).replace(".onnx", "_qnn.bin"))
 
 
 def exceptions(layout: Layout, model: Model) -> dict[str, TensorFormat]:
@@ -83,6 +105,8 @@ def exceptions(layout: Layout, model: Model) -> dict[str, TensorFormat]:
 
 
 def bits_per_weight(layout: Layout, model: Model) -> float:
+    if not isinstance(layout, Pipeline):
+        return embedding_bits(layout.parts[0].part)
     stored = exceptions(layout, model)
     if not stored:
         return layout.bits_per_weight
@@ -96,7 +120,7 @@ def file_name(planned: PlannedPart, half: str) -> str:
     return f"part{planned.part.index}_{half}.onnx"
 
 
-def steps(layout: Layout) -> list[Step]:
+def steps(layout: Pipeline) -> list[Step]:
     """The pipeline in the order of a run."""
     found = [Step("embeddings", EMBEDDINGS, layout.embeddings, "both", npu=False)]
     for half in (PROMPT, TOKEN):
@@ -110,6 +134,7 @@ def details(layout: Layout, model: Model, directory: Path) -> dict[str, Scalar]:
     compiled = read_compiled(directory / file_name(layout.parts[0], PROMPT))
     chip = layout.options.chip
     return {
+        "runtime": layout.options.runtime,
         "soc": chip.name,
         "soc_model": chip.model,
         "htp_arch": f"v{chip.arch}",
@@ -130,6 +155,8 @@ def export_part(planned: PlannedPart, layout: Layout, model: Model, directory: P
     made.mkdir(parents=True)
     if layout.options.activations == "float16":
         weights.write(planned.part.data, model, folder, renamed(progress, planned.layers), quantizer)
+    if not isinstance(layout, Pipeline):
+        write_embedding(planned.part, model, folder, quantizer)
     for half, graph in planned.graphs.items():
         (folder / f"{half}.onnx").write_bytes(serialize(graph))
     options, total = layout.options, 2 * planned.part.data.size

@@ -103,37 +103,56 @@ def build(part: Part, tokens: int) -> Graph:
     for i in range(part.first, part.last):
         past = [Value(name, F16, cache_shape) for name in cache_names("past_key_values", i)]
         present = [Value(name, F16, cache_shape) for name in cache_names("present", i)]
-        attended = attention(half, i, norm(half, f"layers.{i}.input_norm", hidden), shared, past, present)
-        hidden = op(half, "Add", [hidden, attended])
+        hidden = op(half, "Add", [hidden, attention(half, i, norm(half, f"layers.{i}.input_norm", hidden), shared, past, present)])
         gated = mlp(half, i, norm(half, f"layers.{i}.post_attention_norm", hidden))
         final = [Value(f"hidden.{part.index + 1}", F16, first.shape)] if i == part.last - 1 else 1
         hidden = half.tape.add("Add", [hidden, gated], outputs=final)[0]
         inputs += past
         outputs += present
+    return finish(half, inputs, [hidden, *outputs])
+
+
+def finish(half: Half, inputs: Sequence[Value], outputs: Sequence[Value]) -> Graph:
+    """The graph with the weights that it reads."""
     read = half.tape.read()
-    initializers = [value for value in (*half.constants.values(), *part.data.initializers) if value.name in read]
-    return Graph(half.tape.nodes, inputs, [hidden, *outputs], initializers, OPSETS, IR_VERSION)
+    initializers = [value for value in (*half.constants.values(), *half.part.data.initializers) if value.name in read]
+    return Graph(half.tape.nodes, inputs, outputs, initializers, OPSETS, IR_VERSION)
 
 
 def attention(half: Half, i: int, hidden: Value, shared: Shared, past: Sequence[Value], present: Sequence[Value]) -> Value:
-    """[1, S, D]. The heads that read one key head are rows of one product, so that nothing is repeated."""
-    decoder, s, c = half.part.decoder, half.tokens, half.part.context
-    heads, kv, size = decoder.heads, decoder.kv_heads, decoder.head_dim
-    q, k, v = (split_heads(half, projection(half, f"layers.{i}.{x}_proj", hidden), n) for x, n in (("q", heads), ("k", kv), ("v", kv)))
-    q, k = rotated(half, q, shared), rotated(half, k, shared)
+    """[1, S, D]."""
+    decoder, context = half.part.decoder, half.part.context
+    q, k, v = heads(half, i, hidden, shared.cos, shared.sin)
     keys, values = (
         half.tape.add("ScatterND", [old, shared.write, new], outputs=[out], name=out.name)[0]
         for old, new, out in zip(past, (k, v), present, strict=True)
     )
+    keys = op(half, "Transpose", [keys], {"perm": (0, 1, 3, 2)})
+    mask = shared.masks[effective(decoder.windows[i], context)]
+    return projection(half, f"layers.{i}.o_proj", attended(half, q, keys, values, mask, (1, decoder.kv_heads)))
+
+
+def heads(half: Half, i: int, hidden: Value, cos: Value, sin: Value) -> tuple[Value, Value, Value]:
+    """Queries [1, H, S, hd], keys and values [1, KV, S, hd] of the new tokens; the first two rotated."""
+    decoder = half.part.decoder
+    sizes = {"q": decoder.heads, "k": decoder.kv_heads, "v": decoder.kv_heads}
+    q, k, v = (split_heads(half, projection(half, f"layers.{i}.{x}_proj", hidden), n) for x, n in sizes.items())
+    return rotated(half, q, cos, sin), rotated(half, k, cos, sin), v
+
+
+def attended(half: Half, q: Value, keys: Value, values: Value, mask: Value, lead: tuple[int, int]) -> Value:
+    """[1, S, H * hd]. keys: [*lead, hd, C], values: [*lead, C, hd], where ``lead`` is KV and 1 in either order. The heads that read one
+    key head are rows of one product, so that nothing is repeated."""
+    decoder, s, c = half.part.decoder, half.tokens, half.part.context
+    count, size = decoder.heads, decoder.head_dim
+    grouped = count // decoder.kv_heads * s
     q = op(half, "Mul", [q, scalar(half, "scale", size**-0.5)])
-    rows = op(half, "Reshape", [q, shape(half, 1, kv, heads // kv * s, size)])
-    scores = op(half, "MatMul", [rows, op(half, "Transpose", [keys], {"perm": (0, 1, 3, 2)})])
-    by_head = op(half, "Reshape", [scores, shape(half, 1, heads, s, c)])
-    weights = op(half, "Softmax", [op(half, "Add", [by_head, shared.masks[effective(decoder.windows[i], c)]])], {"axis": -1})
-    grouped = op(half, "Reshape", [weights, shape(half, 1, kv, heads // kv * s, c)])
-    mixed = op(half, "Reshape", [op(half, "MatMul", [grouped, values]), shape(half, 1, heads, s, size)])
-    joined = op(half, "Reshape", [op(half, "Transpose", [mixed], {"perm": (0, 2, 1, 3)}), shape(half, 1, s, heads * size)])
-    return projection(half, f"layers.{i}.o_proj", joined)
+    scores = op(half, "MatMul", [op(half, "Reshape", [q, shape(half, *lead, grouped, size)]), keys])
+    by_head = op(half, "Reshape", [scores, shape(half, 1, count, s, c)])
+    weights = op(half, "Softmax", [op(half, "Add", [by_head, mask])], {"axis": -1})
+    mixed = op(half, "MatMul", [op(half, "Reshape", [weights, shape(half, *lead, grouped, c)]), values])
+    apart = op(half, "Reshape", [mixed, shape(half, 1, count, s, size)])
+    return op(half, "Reshape", [op(half, "Transpose", [apart], {"perm": (0, 2, 1, 3)}), shape(half, 1, s, count * size)])
 
 
 def split_heads(half: Half, x: Value, heads: int) -> Value:
@@ -142,14 +161,14 @@ def split_heads(half: Half, x: Value, heads: int) -> Value:
     return op(half, "Transpose", [apart], {"perm": (0, 2, 1, 3)})
 
 
-def rotated(half: Half, x: Value, shared: Shared) -> Value:
+def rotated(half: Half, x: Value, cos: Value, sin: Value) -> Value:
     """Pair (j, j + dims / 2) of each head turned by its angle; dims beyond the rotary ones stay."""
     decoder = half.part.decoder
     dims, rest = decoder.rope.dims, decoder.head_dim - decoder.rope.dims
     sizes = [dims // 2, dims // 2] + ([rest] if rest else [])
     a, b, *others = half.tape.add("Split", [x, const(half, "rope_sizes", sizes)], {"axis": -1}, outputs=len(sizes))
-    turned = op(half, "Sub", [op(half, "Mul", [a, shared.cos]), op(half, "Mul", [b, shared.sin])])
-    other = op(half, "Add", [op(half, "Mul", [b, shared.cos]), op(half, "Mul", [a, shared.sin])])
+    turned = op(half, "Sub", [op(half, "Mul", [a, cos]), op(half, "Mul", [b, sin])])
+    other = op(half, "Add", [op(half, "Mul", [b, cos]), op(half, "Mul", [a, sin])])
     return op(half, "Concat", [turned, other, *others], {"axis": -1})
 
 
@@ -173,12 +192,15 @@ def projection(half: Half, name: str, hidden: Value) -> Value:
     if name not in part.matrices:
         n, k = shapes[name]
         part.matrices[name] = matrix(part.data, name, [(name, (n, k))], part.scheme.format_of(name))
-    weight = part.matrices[name]
-    attributes = {"K": weight.shape[1], "N": weight.shape[0], "bits": weight.format.bits, "block_size": weight.format.group}
-    inputs = [hidden, weight.codes, weight.scales, weight.zeros]
-    product = half.tape.add("MatMulNBits", inputs, attributes, domain=MICROSOFT, name=name)[0]
+    product = matmul(half, name, hidden, part.matrices[name])
     bias = f"{name}.bias"
     return product if bias not in shapes else op(half, "Add", [product, vector_of(part, bias, bias)])
+
+
+def matmul(half: Half, name: str, hidden: Value, weight: Matrix, outputs: int | Sequence[Value] = 1) -> Value:
+    attributes = {"K": weight.shape[1], "N": weight.shape[0], "bits": weight.format.bits, "block_size": weight.format.group}
+    inputs = [hidden, weight.codes, weight.scales, weight.zeros]
+    return half.tape.add("MatMulNBits", inputs, attributes, outputs=outputs, domain=MICROSOFT, name=name)[0]
 
 
 def vector_of(part: Part, weight: str, name: str) -> Value:

@@ -2,12 +2,14 @@
 
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from edgekit.engines.onnx_format.proto import DataType, Graph
 from edgekit.engines.onnx_format.weights import DataFile
-from edgekit.engines.qnn.graph import Part, build
+from edgekit.engines.qnn import genie
+from edgekit.engines.qnn.graph import Part, build, effective
 from edgekit.engines.qnn.options import QnnOptions, qnn_options
 from edgekit.engines.qnn.socs import MEMORY
 from edgekit.engines.qnn.stages import build_stages
@@ -48,41 +50,71 @@ class PlannedPart:
 
 @dataclass(frozen=True)
 class Layout:
-    """Everything that an artifact consists of, before a weight is read."""
+    """Everything on the NPU, before a weight is read."""
 
     options: QnnOptions
     context: int
-    embeddings: Graph
-    lm_head: Graph
-    cpu: DataFile
     parts: tuple[PlannedPart, ...]
+
+    @property
+    def files(self) -> list[DataFile]:
+        return [planned.part.data for planned in self.parts]
 
     @property
     def size(self) -> int:
         """Bytes of the artifact, about."""
         factor = BINARY if self.options.sharing else UNSHARED
-        return self.cpu.size + int(factor * sum(planned.weights for planned in self.parts))
+        return int(factor * sum(planned.weights for planned in self.parts))
 
     @property
     def bits_per_weight(self) -> float:
-        files = [self.cpu, *(planned.part.data for planned in self.parts)]
-        counts = [sum(m.shape[0] * m.shape[1] for m in file.matrices) for file in files]
-        return sum(file.bits_per_weight * count for file, count in zip(files, counts, strict=True)) / sum(counts)
+        counts = [sum(m.shape[0] * m.shape[1] for m in file.matrices) for file in self.files]
+        return sum(file.bits_per_weight * count for file, count in zip(self.files, counts, strict=True)) / sum(counts)
 
 
-def plan(model: Model, scheme: QuantScheme, target: Target) -> Layout:
+@dataclass(frozen=True)
+class Pipeline(Layout):
+    """For onnxruntime-genai: with what the CPU computes."""
+
+    embeddings: Graph
+    lm_head: Graph
+    cpu: DataFile
+
+    @property
+    def files(self) -> list[DataFile]:
+        return [self.cpu, *super().files]
+
+    @property
+    def size(self) -> int:
+        return self.cpu.size + super().size
+
+
+def plan(model: Model, scheme: QuantScheme, target: Target) -> Pipeline:
     """Raises TargetError saying what does not fit the chip."""
-    options = qnn_options(target)
-    decoder, context = model.decoder, min(model.decoder.context, target.context)
-    where = f"target {target.name}"
+    options, context, where = settled(model, scheme, target)
+    if options.activations == "uint16":
+        check_small(model, options, where)
+    parts = cut(model, scheme, context, options, build, where)
+    embeddings, lm_head, cpu = build_stages(model.decoder, scheme, context, len(parts))
+    return Pipeline(options, context, parts, embeddings, lm_head, cpu)
+
+
+def settled(model: Model, scheme: QuantScheme, target: Target) -> tuple[QnnOptions, int, str]:
+    """The options, the context, and the target for messages."""
+    options, context, where = qnn_options(target), min(model.decoder.context, target.context), f"target {target.name}"
     chip = options.chip
     if not chip.float16 and options.activations == "float16":
         raise TargetError(f'{where}: the NPU of {chip.name} (HTP v{chip.arch}) computes no float16; set activations = "uint16"')
     check_context(context, options, where)
     check_formats(model, scheme, where)
-    if options.activations == "uint16":
-        check_small(model, options, where)
-    # Even parts: 32 layers by 8, but 33 by 7, 7, 7, 6, 6.
+    return options, context, where
+
+
+def cut(
+    model: Model, scheme: QuantScheme, context: int, options: QnnOptions, build: Callable[[Part, int], Graph], where: str
+) -> tuple[PlannedPart, ...]:
+    """Even parts: 32 layers by 8, but 33 by 7, 7, 7, 6, 6. Raises TargetError for one that the chip's memory or this build cannot hold."""
+    decoder = model.decoder
     count = -(-decoder.layers // options.layers)
     bounds = [round(i * decoder.layers / count) for i in range(count + 1)]
     parts = []
@@ -91,8 +123,42 @@ def plan(model: Model, scheme: QuantScheme, target: Target) -> Layout:
         graphs = {PROMPT: build(part, options.chunk), TOKEN: build(part, 1)}
         parts.append(PlannedPart(part, graphs, part.data.size if options.activations == "float16" else bytes_in_integers(part)))
         check_memory(parts[-1], options, where)
-    embeddings, lm_head, cpu = build_stages(decoder, scheme, context, count)
-    return Layout(options, context, embeddings, lm_head, cpu, tuple(parts))
+    return tuple(parts)
+
+
+def plan_genie(model: Model, scheme: QuantScheme, target: Target) -> Layout:
+    """A bundle for Genie: everything in one part. Raises TargetError saying what does not fit the chip, or Genie."""
+    options, context, where = settled(model, scheme, target)
+    check_genie(model, scheme, context, options, where)
+    return Layout(options, context, cut(model, scheme, context, options, genie.build, where))
+
+
+def check_genie(model: Model, scheme: QuantScheme, context: int, options: QnnOptions, where: str) -> None:
+    """What Genie computes itself, and how it opens binaries."""
+    decoder, needs = model.decoder, f'{where}: runtime = "genie"'
+    if options.activations != "float16":
+        raise TargetError(f"{needs} is for NPUs that compute float16; leave runtime out")
+    if decoder.layers > options.layers:
+        # It would take them in the order of names, which are hashes that the compiler chooses.
+        raise TargetError(
+            f"{needs} needs all layers in one part, for Genie takes several in an order that cannot be set here: set layers = "
+            f"{decoder.layers} in the target's [options], or leave runtime out"
+        )
+    if context <= options.chunk:
+        raise TargetError(f"{needs} needs a context of more than a chunk of {options.chunk} tokens, found {context}")
+    if decoder.rope.is_long(context):
+        raise TargetError(
+            f"{needs}: Genie has one set of LongRoPE factors for all sequences, and this model changes them beyond {decoder.rope.switch} "
+            f"tokens: build with --context {decoder.rope.switch} or less"
+        )
+    window = next((w for w in decoder.windows if effective(w, context) is not None), None)
+    if window is not None:
+        raise TargetError(f"{needs}: Genie has no mask for a sliding window of {window} tokens: build with --context {window} or less")
+    group = scheme.format_of("lm_head").group
+    if decoder.hidden_size % group:
+        raise TargetError(
+            f"{needs}: the NPU takes whole groups only, and lm_head has {decoder.hidden_size} weights a row in groups of {group}"
+        )
 
 
 def check_context(context: int, options: QnnOptions, where: str) -> None:

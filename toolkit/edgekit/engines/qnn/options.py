@@ -11,6 +11,7 @@ from edgekit.target import Target, parse_options
 @dataclass(frozen=True)
 class QnnOptions:
     """soc: the chip to compile for (socs.py).
+    runtime: what opens the artifact: "genai" is onnxruntime-genai, "genie" Genie of Qualcomm's AI Runtime (genie.py).
     activations: "uint16" for an NPU without float16: weights of 8 bits, ranges by a calibration (integers.py). For small models.
     chunk: tokens of a prompt that the NPU takes at a time.
     layers: most decoder layers in one compiled file.
@@ -20,6 +21,7 @@ class QnnOptions:
     """
 
     soc: str
+    runtime: Literal["genai", "genie"] = "genai"
     activations: Literal["float16", "uint16"] = "float16"
     chunk: int = 64
     layers: int = 8

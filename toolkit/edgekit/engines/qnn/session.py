@@ -39,6 +39,11 @@ def open_session(directory: Path, manifest: Manifest, *, threads: int | None = N
     this artifact) and EngineError (genai refuses the files).
     """
     details = manifest.engine.details
+    if details.get("runtime") == "genie":
+        raise EngineMissing(
+            "this artifact is a bundle for Genie, which opens it on the device: genie-t2t-run -c genie_config.json -p PROMPT, in its "
+            'directory; to run it here, build the model without runtime = "genie" in the target\'s [options]'
+        )
     if details.get("weight_sharing") and platform.machine().lower() not in ARM:
         # Not a matter of trying: ONNX Runtime ends the process with a segmentation fault.
         raise EngineMissing(
