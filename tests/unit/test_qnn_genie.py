@@ -124,6 +124,7 @@ def test_the_configuration_has_the_models_frequencies(tmp_path: Path, variant: s
         ("mistral-window", {}, 96, r"no mask for a sliding window of \d+ tokens: build with --context \d+ or less"),
         ("phi3", {}, 16, "more than a chunk of 16 tokens, found 16"),
         ("phi3", {"soc": "QCS6490", "activations": "uint16"}, 96, "for NPUs that compute float16"),
+        ("phi3", {"memory_mb": 1000}, 96, "take a smaller model, or leave out runtime"),
         ("phi3", {"runtime": "snpe"}, 96, "options.runtime"),
     ],
 )

@@ -208,7 +208,7 @@ def check_memory(planned: PlannedPart, options: QnnOptions, where: str) -> None:
     weights = int(BINARY * planned.weights)
     if weights + cache > MEMORY:
         room = max(0, (MEMORY - weights) // (cache // part.context) // options.chunk * options.chunk)
-        advice = f"build with --context {room}" if room >= options.chunk else "set fewer layers a part in the target's [options]"
+        advice = f"build with --context {room}" if room >= options.chunk else fewer_layers(options)
         raise TargetError(
             f"{where}: {planned.layers} take {weights / 1e6:,.0f} MB and their KV cache for {part.context:,} tokens {cache / 1e6:,.0f} MB; "
             f"one part may use {MEMORY / 1e6:,.0f} MB on the NPU: {advice}"
@@ -216,8 +216,15 @@ def check_memory(planned: PlannedPart, options: QnnOptions, where: str) -> None:
     if planned.memory > options.memory_mb * 1_000_000:
         raise TargetError(
             f"{where}: compiling {planned.layers} takes about {planned.memory / 1e9:.1f} GB of memory, options.memory_mb allows "
-            f"{options.memory_mb / 1e3:.1f} GB: set fewer layers a part, or allow more"
+            f"{options.memory_mb / 1e3:.1f} GB: allow more, or {fewer_layers(options)}"
         )
+
+
+def fewer_layers(options: QnnOptions) -> str:
+    """What to do about a part that is too large."""
+    if options.runtime == "genie":
+        return "take a smaller model, or leave out runtime, which needs all layers in one part"
+    return "set fewer layers a part in the target's [options]"
 
 
 def check_machine(layout: Layout, directory: Path) -> None:
@@ -234,7 +241,7 @@ def check_machine(layout: Layout, directory: Path) -> None:
     if available is not None and memory > available:
         raise TargetError(
             f"compiling takes about {memory / 1e9:.1f} GB of memory, and this machine has {available / 1e9:.1f} GB available; close other "
-            "programs, or set fewer layers a part in the target's [options]"
+            f"programs, or {fewer_layers(layout.options)}"
         )
 
 
