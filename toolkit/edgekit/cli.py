@@ -11,6 +11,7 @@ from edgekit.commands.build import build
 from edgekit.commands.cache import cache
 from edgekit.commands.check import doctor, inspect, verify
 from edgekit.commands.listing import devices, models, targets
+from edgekit.commands.package import package
 from edgekit.commands.plan import plan
 from edgekit.commands.serve import serve
 from edgekit.commands.ship import apply, diff, keygen, pull, push, rollback, sign
@@ -54,6 +55,7 @@ for command in (
     doctor,
     keygen,
     sign,
+    package,
     diff,
     apply,
     rollback,

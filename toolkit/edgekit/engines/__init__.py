@@ -9,20 +9,30 @@ class Engine:
 
     The ``export`` module offers  ``export(model, scheme, target, directory, progress) -> Exported``  (build.py's ``Export`` Protocol),
     the ``session`` module  ``open_session(directory, manifest) -> Session``, the ``read`` module, of an engine whose files hold weights,
-    ``open_stored(directory, manifest, model) -> Stored`` (stored.py's Protocol).
+    ``open_stored(directory, manifest, model) -> Stored`` (stored.py's Protocol). packages: kinds of ``edge package`` whose own loader, which
+    is none of edgekit's, opens its files.
     """
 
     export: str
     session: str
     extra: str
     read: str | None = None
+    packages: tuple[str, ...] = ()
 
 
 ENGINES: dict[str, Engine] = {
-    "onnx": Engine("edgekit.engines.onnx.export", "edgekit.engines.onnx.session", extra="onnx", read="edgekit.engines.onnx.read"),
+    "onnx": Engine(
+        "edgekit.engines.onnx.export",
+        "edgekit.engines.onnx.session",
+        extra="onnx",
+        read="edgekit.engines.onnx.read",
+        packages=("web", "android", "windows"),
+    ),
     "openvino": Engine(
         "edgekit.engines.openvino.export", "edgekit.engines.openvino.session", extra="openvino", read="edgekit.engines.openvino.read"
     ),
-    "mlx": Engine("edgekit.engines.mlx.export", "edgekit.engines.mlx.session", extra="mlx", read="edgekit.engines.mlx.read"),
+    "mlx": Engine(
+        "edgekit.engines.mlx.export", "edgekit.engines.mlx.session", extra="mlx", read="edgekit.engines.mlx.read", packages=("ios",)
+    ),
     "null": Engine("edgekit.engines.null.export", "edgekit.engines.null.session", extra="test"),
 }
