@@ -1,10 +1,12 @@
 """A headless Chromium, spoken to over its debugging pipe."""
 
 import contextlib
+import fcntl
 import json
 import os
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -73,12 +75,13 @@ def chromium(profile: Path) -> Iterator[Page]:
     from_read, from_write = os.pipe()
     command = [name, "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run", "--no-proxy-server"]
     command += [f"--user-data-dir={profile}", "--remote-debugging-pipe"]
-    script = f'exec "$@" 3<&{to_read} 4>&{from_write}'
-    process = subprocess.Popen(
-        ["sh", "-c", script, "sh", *command], pass_fds=(to_read, from_write), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    os.close(to_read)
-    os.close(from_write)
+    # It reads from 3 and writes to 4. Neither may be overwritten by the other's move.
+    high = [fcntl.fcntl(end, fcntl.F_DUPFD, 10) for end in (to_read, from_write)]
+    script = "import os, sys; os.dup2(int(sys.argv[1]), 3); os.dup2(int(sys.argv[2]), 4); os.execvp(sys.argv[3], sys.argv[3:])"
+    start = [sys.executable, "-c", script, *map(str, high), *command]
+    process = subprocess.Popen(start, pass_fds=high, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    for end in (to_read, from_write, *high):
+        os.close(end)
     try:
         yield Page(to_write, from_read)
     finally:

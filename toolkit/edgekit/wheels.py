@@ -216,13 +216,14 @@ def _download(wanted: Sequence[str], where: Place, folder: Path, source: Path | 
     here = {held.metadata["Name"]: held.version for held in metadata.distributions() if held.metadata["Name"]}
     pins = "".join(f"{name}=={version}\n" for name, version in sorted(here.items()) if canonicalize_name(name) not in ("edgekit", "pip"))
     constraints = folder / "constraints.txt"
+    said = ""
     try:
         for text in (pins, ""):  # versions that exist for this machine alone are given up together
             constraints.write_text(text, encoding="utf-8")
             for old in folder.glob("*.whl"):
                 old.unlink()
             said = _pip([*options, f"--constraint={constraints}", *wanted])
-            if said is None:
+            if not said:
                 return
     finally:
         constraints.unlink()
@@ -233,11 +234,11 @@ def _download(wanted: Sequence[str], where: Place, folder: Path, source: Path | 
     raise DownloadError(f"pip could not get the wheels for {what}: {reason}; try again, or give them with --wheels DIR")
 
 
-def _pip(arguments: Sequence[str]) -> str | None:
-    """What it complained of, None if it did its work."""
+def _pip(arguments: Sequence[str]) -> str:
+    """What it complained of, nothing if it did its work."""
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-input", "--disable-pip-version-check", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
-    return (done.stderr or "pip failed without a word") if done.returncode else None
+    return (done.stderr or "pip failed without a word") if done.returncode else ""
 
 
 def _metadata(path: Path) -> Message:

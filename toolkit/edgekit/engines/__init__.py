@@ -9,8 +9,8 @@ class Engine:
 
     The ``export`` module offers  ``export(model, scheme, target, directory, progress) -> Exported``  (build.py's ``Export`` Protocol),
     the ``session`` module  ``open_session(directory, manifest) -> Session``, the ``read`` module, of an engine whose files hold weights,
-    ``open_stored(directory, manifest, model) -> Stored`` (stored.py's Protocol). packages: kinds of ``edge package`` whose own loader, which
-    is none of edgekit's, opens its files.
+    ``open_stored(directory, manifest, model) -> Stored`` (stored.py's Protocol).
+    packages: kinds of ``edge package`` whose loader, which is not edgekit's own, opens its files.
     """
 
     export: str

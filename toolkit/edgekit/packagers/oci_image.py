@@ -67,7 +67,7 @@ class Layout:
             counted = _Digest(file)
             packed = gzip.GzipFile("", "wb", 6, counted, mtime=0) if compressed else counted
             inner = _Digest(packed)
-            with tarfile.open(fileobj=inner, mode="w|", format=tarfile.PAX_FORMAT) as archive:  # type: ignore[call-overload]
+            with tarfile.open(fileobj=inner, mode="w|", format=tarfile.PAX_FORMAT) as archive:
                 _fill(archive, files)
             if isinstance(packed, gzip.GzipFile):
                 packed.close()

@@ -79,7 +79,7 @@ def sbom(artifact: Artifact, kind: str, components: Sequence[Component]) -> dict
     """CycloneDX 1.6. It has no date and a serial number made of its content: the same package has the same bill."""
     manifest = artifact.manifest
     digest = hashlib.sha256((artifact.directory / MANIFEST).read_bytes()).hexdigest()
-    model = {
+    model: dict[str, object] = {
         "type": "machine-learning-model",
         "bom-ref": "model",
         "name": manifest.model.name,
@@ -92,7 +92,7 @@ def sbom(artifact: Artifact, kind: str, components: Sequence[Component]) -> dict
             for name, info in manifest.files.items()
         ],
     }
-    libraries = [
+    libraries: list[dict[str, object]] = [
         {
             "type": "library",
             "bom-ref": one.purl,
