@@ -117,7 +117,7 @@ def test_only_a_package_is_replaced_and_only_with_force(made: Path, small: Path,
         (["--for", "python", "--platform", "vax"], "linux_aarch64"),
         (["--for", "python", "--python", "2"], "3.11"),
         (["--for", "python", "--platform", "linux_aarch64", "--platform", "linux_x86_64"], "make one for each"),
-        (["--for", "linux-service", "--platform", "win_amd64"], "no systemd"),
+        (["--for", "linux-service", "--platform", "macosx_arm64"], "no systemd"),
         (["--for", "python", "--base", "x"], "--for container"),
     ],
     ids=lambda value: "-".join(value).replace("--", "") if isinstance(value, list) else None,
@@ -157,7 +157,7 @@ def test_every_kind_has_its_module_and_templates() -> None:
         assert (Path(packagers.__file__).parent / "templates" / kind / "README.md.j2").exists()
 
 
-@pytest.mark.parametrize("name", ["linux_aarch64", "manylinux_2_35_x86_64", "macosx_arm64", "win_arm64"])
+@pytest.mark.parametrize("name", ["linux_aarch64", "manylinux_2_35_x86_64", "macosx_arm64"])
 def test_places_have_tags(name: str) -> None:
     assert place(name, "3.12").tags
     with pytest.raises(UsageError):
@@ -209,6 +209,17 @@ def test_installer_refuses_a_used_directory_and_damaged_files(installed: Path, t
     assert done.returncode == 1
     assert "damaged" in done.stderr
     assert not (tmp_path / "to").exists()
+
+
+@LINUX
+def test_example_installs_and_asks(small: Path, wheels: Path, tmp_path: Path) -> None:
+    script = Path(__file__).parents[2] / "examples" / "offline_install.sh"
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "PYTHON": sys.executable}
+    options = ["--wheels", str(wheels), "--python", str(HERE.python)]
+    command = ["sh", str(script), str(small), str(tmp_path / "new"), "What is 12 plus 30?", *options]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1]
 
 
 @LINUX

@@ -73,6 +73,15 @@ def test_the_whole_model_is_in_it(made: Path, artifacts: dict[str, Path]) -> Non
     assert {name: hashlib.sha256(content).hexdigest() for name, content in held.items()} == wanted
 
 
+def test_same_package_twice_is_equal_and_the_command_says_what_it_is(
+    edge: Edge, made: Path, artifacts: dict[str, Path], tmp_path: Path
+) -> None:
+    ended = edge("package", str(artifacts[made.name]), "--for", made.name, "--out", str(tmp_path / "again"), "--json")
+    assert (ended.code, json.loads(ended.out)["kind"]) == (0, made.name)
+    packagers.package(artifacts[made.name], made.name, tmp_path / "again", Settings(part=500_000), force=True)
+    assert (made / "SHA256SUMS").read_bytes() == (tmp_path / "again" / "SHA256SUMS").read_bytes()
+
+
 def test_a_large_model_is_downloaded_at_the_first_run(artifacts: dict[str, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(android, "IN_APP", 1_000_000)
     packagers.package(artifacts["android"], "android", tmp_path / "out", Settings(part=500_000))

@@ -132,6 +132,13 @@ def test_what_npm_sends_is_compared(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     assert not path.exists()
 
 
+@pytest.mark.network
+def test_registry_has_what_is_pinned(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("EDGEKIT_CACHE", str(tmp_path))
+    for package in npm.packages():
+        assert npm.vendor(package, tmp_path, silent).sha256
+
+
 def test_split_keeps_every_byte(tmp_path: Path) -> None:
     content = os.urandom(2500)
     (tmp_path / "large").write_bytes(content)

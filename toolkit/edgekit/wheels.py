@@ -61,7 +61,7 @@ class Wheel:
 
 
 def place(name: str, python: str) -> Place:
-    """``linux_aarch64``, ``linux_x86_64``, ``manylinux_2_35_aarch64`` (a newer glibc), ``macosx_arm64``, ``win_amd64``, ``win_arm64``
+    """``linux_aarch64``, ``linux_x86_64``, ``manylinux_2_35_aarch64`` (a newer glibc) or ``macosx_arm64``
     with a Python such as ``3.11``. Raises UsageError."""
     if not re.fullmatch(r"3\.\d{1,2}", python):
         raise UsageError(f"--python {python!r} is no version; give one such as 3.11")
@@ -70,22 +70,18 @@ def place(name: str, python: str) -> Place:
         newest, machine = int(found[1] or GLIBC[0]), found[2]
         tags = tuple(f"manylinux_2_{minor}_{machine}" for minor in range(newest, GLIBC[1] - 1, -1))
         return _place(name, python, (*tags, f"manylinux2014_{machine}", f"linux_{machine}"), ("linux", "Linux", machine))
-    others = {
-        "macosx_arm64": (("macosx_14_0_arm64",), ("darwin", "Darwin", "arm64")),
-        "win_amd64": (("win_amd64",), ("win32", "Windows", "AMD64")),
-        "win_arm64": (("win_arm64",), ("win32", "Windows", "ARM64")),
-    }
-    if name not in others:
-        known = ", ".join(["linux_aarch64", "linux_x86_64", "manylinux_2_35_aarch64 (any glibc)", *others])
-        raise UsageError(f"--platform {name!r} is not known; there are: {known}")
-    return _place(name, python, *others[name])
+    if name == "macosx_arm64":
+        return _place(name, python, ("macosx_14_0_arm64",), ("darwin", "Darwin", "arm64"))
+    raise UsageError(
+        f"--platform {name!r} is not known; there are: linux_aarch64, linux_x86_64, manylinux_2_35_aarch64 (any glibc), macosx_arm64"
+    )
 
 
 def _place(name: str, python: str, tags: tuple[str, ...], system: tuple[str, str, str]) -> Place:
     markers = {
         "implementation_name": "cpython",
         "implementation_version": f"{python}.0",
-        "os_name": "nt" if system[0] == "win32" else "posix",
+        "os_name": "posix",
         "platform_machine": system[2],
         "platform_python_implementation": "CPython",
         "platform_release": "",

@@ -132,7 +132,7 @@ def _site(artifact: Artifact, where: Place, settings: Settings, layout: Layout) 
             # Scripts name this machine's Python, and RECORD their digests.
             if not name.startswith("bin/") and not name.endswith((".pyc", ".dist-info/RECORD")):
                 files[f"{HOME}/site-packages/{name}"] = path
-        return layout.layer(files, f"edgekit: packages for {where.name}"), components(wheels)
+        return layout.layer(files, f"edgekit: packages for {where.name}"), components([one for one in wheels if one.name != "pip"])
 
 
 def _papers(artifact: Artifact, brought: list[Component], layout: Layout) -> Layer:

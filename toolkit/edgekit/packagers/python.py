@@ -66,7 +66,7 @@ def one_place(settings: Settings) -> Place:
 def this_machine() -> str:
     """As ``--platform`` names it."""
     name = sysconfig.get_platform().replace("-", "_")
-    return {"win_amd64": "win_amd64", "win_arm64": "win_arm64"}.get(name, "macosx_arm64" if name.startswith("macosx") else name)
+    return "macosx_arm64" if name.startswith("macosx") and name.endswith("arm64") else name
 
 
 def refuse_base(settings: Settings) -> None:
