@@ -10,7 +10,7 @@ endif
 KERNEL := toolkit/compile_kernel.py toolkit/edgekit/quant/kernel.c
 PROMPT ?= turn on the kitchen light
 
-.PHONY: demo test lint oracle fuzz docs clean
+.PHONY: demo test lint oracle fuzz docs system-tools clean
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/edge build tiny-phi --target cpu --out build/tiny-phi-cpu --force
@@ -37,6 +37,12 @@ fuzz: $(VENV)/test.stamp
 
 docs: $(VENV)/test.stamp
 	$(BIN)/python docs/generate.py
+
+# Programs that tests talk to for real, where apt is at hand and may be used; without them those tests are skipped, and say so.
+system-tools:
+	@if command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ] && ! { [ -x /usr/sbin/sshd ] && command -v adb && command -v docker-registry; } >/dev/null; then \
+		apt-get -q update && DEBIAN_FRONTEND=noninteractive apt-get -q install --yes --no-install-recommends docker-registry openssh-client openssh-server adb; \
+	fi >/dev/null || echo "system-tools: apt-get failed; some tests are skipped"
 
 clean:
 	rm -rf $(VENV) build dist

@@ -6,12 +6,15 @@
 in README.md and other pages. ``python docs/generate.py`` writes, ``--check`` only says what is out of date (a test runs it).
 """
 
+import dataclasses
 import json
 import re
 import statistics
 import sys
 import textwrap
-from collections.abc import Iterator
+import types
+import typing
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +28,7 @@ from edgekit import cli, errors, listing  # noqa: E402
 from edgekit.catalog import catalogue  # noqa: E402
 from edgekit.device import devices  # noqa: E402
 from edgekit.fidelity_gate import DEFAULTS, GUESSING  # noqa: E402
+from edgekit.profile import figures, report  # noqa: E402
 from edgekit.quant.scheme import SCHEMES  # noqa: E402
 from edgekit.target import targets  # noqa: E402
 from tiny_phi import exam  # noqa: E402
@@ -34,6 +38,8 @@ PAGES = (
     "docs/artifact.md",
     "docs/cli.md",
     "docs/performance.md",
+    "docs/profile.md",
+    "docs/profile.schema.json",
     "docs/security.md",
     "docs/serve.md",
     "docs/signing.md",
@@ -139,6 +145,76 @@ def divergence_table() -> str:
     return "\n\n".join([f"Over {result['positions']:,} positions:", table(head, rows), origin(result)])
 
 
+def quantizer_tables() -> str:
+    result = load("bench/results/fidelity.json")
+    if result is None:
+        return "Not measured yet: `python bench/fidelity.py --out bench/results/fidelity.json`."
+    parts = []
+    for name, found in result["checkpoints"].items():
+        rows = sorted(found["rows"].values(), key=lambda row: (row["layers"]["bits"], row["layers"]["mean_kl"]))
+        perplexity = rows[0]["layers"]["reference_perplexity"]
+        parts.append(
+            f"### {name}\n\n{found['parameters'] / 1e6:.1f} M parameters, weights sha256 `{found['weights_sha256'][:16]}`, "
+            f"{rows[0]['layers']['positions']:,} positions, perplexity unquantized {perplexity:.4f}."
+        )
+        parts += [quantizer_rows(rows), "At no more bits than each of the others:", duels(rows)]
+        if found["failed"]:
+            parts.append("Did not run: " + "; ".join(f"{method} ({why})" for method, why in found["failed"].items()) + ".")
+    versions = "; ".join(f"{by}: " + ", ".join(f"{n} {v}" for n, v in sorted(held.items())) for by, held in result["versions"].items())
+    machine = f"{result['machine']['processor']}, {result['machine']['cores']} cores"
+    return "\n\n".join([*parts, f"`{result['command']}`; {machine}; {versions}."])
+
+
+def quantizer_rows(rows: list[dict[str, Any]]) -> str:
+    best = {key: min(row["layers"][key] for row in rows) for key in ("mean_kl", "p999_kl", "perplexity")}
+    best["same_top1"] = max(row["layers"]["same_top1"] for row in rows)
+
+    def cell(row: dict[str, Any], key: str, shown: str) -> str:
+        return f"**{shown}**" if row["layers"][key] == best[key] else shown
+
+    cells = []
+    for row in rows:
+        f = row["layers"]
+        kl = cell(row, "mean_kl", f"{f['mean_kl']:.6f}") + f" ± {f['mean_kl_error']:.6f}"
+        top, perplexity = cell(row, "same_top1", f"{100 * f['same_top1']:.2f} %"), cell(row, "perplexity", f"{f['perplexity']:.4f}")
+        text = "yes" if row["calibrated"] else ""
+        cells.append(
+            [
+                row["name"],
+                text,
+                f"{f['bits']:.3f}",
+                kl,
+                cell(row, "p999_kl", f"{f['p999_kl']:.4f}"),
+                top,
+                perplexity,
+                f"{row['seconds']:.1f}",
+            ]
+        )
+    return table(["method", "sees text", "bits a weight", "mean KL", "99.9 % KL", "same top-1", "perplexity", "seconds"], cells)
+
+
+def duels(rows: list[dict[str, Any]]) -> str:
+    """Every other method against the best of edgekit's at no more bits, among those that see no text, and among all."""
+    ours = [row for row in rows if row["by"] == "edgekit"]
+    cells = []
+    for row in (row for row in rows if row["by"] != "edgekit"):
+        bits, kl = row["layers"]["bits"], row["layers"]["mean_kl"]
+        line = [row["name"], f"{bits:.3f}", f"{kl:.6f}"]
+        for wanted in (False, True):
+            able = [o for o in ours if o["layers"]["bits"] <= bits + 1e-9 and (wanted or not o["calibrated"])]
+            if not able:
+                line += ["none", ""]
+                continue
+            champion = min(able, key=lambda o: o["layers"]["mean_kl"])
+            ratio = kl / champion["layers"]["mean_kl"]
+            line += [
+                champion["name"].removeprefix("edgekit "),
+                f"won, {ratio:.1f}x less" if ratio > 1 else f"**lost**, {1 / ratio:.1f}x more",
+            ]
+        cells.append(line)
+    return table(["method", "bits", "mean KL", "edgekit without text", "KL", "edgekit, best", "KL"], cells)
+
+
 def build_table(name: str = "build") -> str:
     result = load(f"bench/results/{name}.json")
     if result is None:
@@ -239,6 +315,87 @@ def lookup_table() -> str:
             f"manifest sha256 `{result['manifest_sha256'][:16]}`."
         )
     return "\n\n".join(parts)
+
+
+def profile_records() -> str:
+    """Every object of a profile with its keys, from the dataclasses and what they say of themselves."""
+    parts = []
+    for record in records(report.Report, []):
+        fields = ", ".join(f"`{field.name}`" for field in dataclasses.fields(record))
+        about = " ".join((record.__doc__ or "").split()).replace("``", "`")
+        parts.append(f"- **{record.__name__}** ({fields}): {about}")
+    return "\n".join(parts)
+
+
+def profile_figures() -> str:
+    """What --fail-if knows."""
+    return ", ".join(f"`{name}`" for name in figures.NAMES)
+
+
+def profile_bench() -> str:
+    result = load("bench/results/profile.json")
+    if result is None:
+        return "Not measured yet: `python bench/profiling.py`."
+    rows = [[name, *(f"{row[key] * unit:.4g}" for key, unit in COST)] for name, row in result["cost"].items()]
+    cost = table(["engine", "profiler's own µs a token", "ms a token", "share %", "loop by loop: ratio", "its quartiles", ""], rows)
+    versions = ", ".join(f"{name} {value}" for name, value in sorted(result["versions"].items()))
+    loads = ", ".join(map(str, result["load_average"]))
+    head = ["engine", "route", *(f"{key} {n}" for n in result["lengths"] for key in ("prefill", "decode at"))]
+    machine = f"{result['machine']['processor']}, {result['machine']['cores']} cores, load average {loads}"
+    return "\n\n".join([cost, table(head, result["rows"]), f"`{result['command']}`; {machine}; {versions}."])
+
+
+COST = (("own_seconds", 1e6), ("token_seconds", 1e3), ("share", 100), ("ratio", 1), ("low", 1), ("high", 1))
+
+
+def profile_schema() -> str:
+    """JSON Schema of ``edge profile --json``."""
+    found: list[Any] = []
+    definitions = {record.__name__: record_schema(record) for record in records(report.Report, found)}
+    root = definitions.pop("Report")
+    root["properties"] |= {
+        "comparison": {"type": "array"},
+        "method": {"type": "string"},
+        "broken": {"type": "array", "items": {"type": "string"}},
+    }
+    head = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "edge profile --json", **root, "$defs": definitions}
+    return json.dumps(head, indent=1) + "\n"
+
+
+def records(record: Any, found: list[Any]) -> list[Any]:
+    """The dataclass and those that its fields hold, each once, in the order they are met."""
+    if dataclasses.is_dataclass(record) and record not in found:
+        found.append(record)
+        for hint in typing.get_type_hints(record).values():
+            records(hint, found)
+    for part in typing.get_args(record):
+        records(part, found)
+    return found
+
+
+def record_schema(record: Any) -> dict[str, Any]:
+    """An object with every key; more keys may come with a later edgekit of the same version."""
+    hints = typing.get_type_hints(record)
+    properties = {name: value_schema(hint) for name, hint in hints.items()} | (
+        {"version": {"const": report.VERSION}} if record is report.Report else {}
+    )
+    return {"type": "object", "required": list(hints), "properties": properties}
+
+
+def value_schema(hint: Any) -> dict[str, Any]:
+    """Of the types that profile/report.py uses."""
+    origin, given = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Literal:
+        return {"enum": list(given)}
+    if origin is tuple:
+        return {"type": "array", "items": value_schema(given[0])}
+    if origin is Mapping:
+        return {"type": "object", "additionalProperties": value_schema(given[1])}
+    if origin in (typing.Union, types.UnionType):
+        return {"anyOf": [value_schema(arm) for arm in given]}
+    if dataclasses.is_dataclass(hint):
+        return {"$ref": f"#/$defs/{hint.__name__}"}
+    return {"type": {str: "string", int: "integer", float: "number", bool: "boolean", type(None): "null"}[hint]}
 
 
 def load(path: str) -> dict[str, Any] | None:
@@ -401,6 +558,7 @@ GENERATED = {
     "tiny-phi": tiny_phi_table,
     "tiny-phi-card": tiny_phi_card,
     "divergence": divergence_table,
+    "quantizers": quantizer_tables,
     "build": build_table,
     "build-intel": lambda: build_table("build_intel"),
     "decode": decode_table,
@@ -409,7 +567,12 @@ GENERATED = {
     "devices": device_table,
     "startup": startup_table,
     "lookup": lookup_table,
+    "profile-records": profile_records,
+    "profile-figures": profile_figures,
+    "profile-bench": profile_bench,
 }
+WHOLE = {"docs/cli.md": cli_page, "docs/profile.schema.json": profile_schema}
+"""Pages of which every word is made."""
 
 
 def fill(text: str, page: str) -> str:
@@ -428,7 +591,7 @@ def stale() -> Iterator[tuple[Path, str]]:
     for page in PAGES:
         path = ROOT / page
         old = path.read_text(encoding="utf-8") if path.is_file() else ""
-        new = cli_page() if page == "docs/cli.md" else fill(old, page)
+        new = WHOLE[page]() if page in WHOLE else fill(old, page)
         if new != old:
             yield path, new
 

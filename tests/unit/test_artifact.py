@@ -46,7 +46,7 @@ def test_load_returns_what_was_written(artifact: Path) -> None:
 
 
 def test_unknown_keys_are_ignored_anywhere(artifact: Path) -> None:
-    change(artifact, "fidelity", {"kl": 0.1})
+    change(artifact, "flavour", {"sweet": 0.1})
     change(artifact, "model/colour", "blue")
     assert load_artifact(artifact).manifest.model.name == "m"
 

@@ -18,9 +18,9 @@ BUILD_ONLY = {
     "torch", "transformers", "onnx", "onnx_ir", "safetensors", "huggingface_hub", "ml_dtypes", "requests", "httpx",
     "edgekit.build", "edgekit.cache", "edgekit.catalog", "edgekit.checkpoint", "edgekit.companions", "edgekit.conformance",
     "edgekit.doctor", "edgekit.drivers", "edgekit.fetch",
-    "edgekit.greedy", "edgekit.hub", "edgekit.lock", "edgekit.models", "edgekit.output", "edgekit.plan", "edgekit.plan_report",
+    "edgekit.greedy", "edgekit.hub", "edgekit.lock", "edgekit.models", "edgekit.output", "edgekit.packagers", "edgekit.plan", "edgekit.plan_report",
     "edgekit.quant", "edgekit.quantized",
-    "edgekit.reference", "edgekit.target",
+    "edgekit.reference", "edgekit.target", "edgekit.wheels",
 }  # fmt: skip
 
 
@@ -97,6 +97,12 @@ def test_the_engines_own_process_loads_nothing_of_the_build_side() -> None:
     """Beside what it runs, its memory is the model's."""
     loaded = modules_after("import edgekit.greedy, edgekit.parity")
     assert not {name for name in loaded if name in BUILD_ONLY or name.split(".")[0] in BUILD_ONLY} - {"edgekit.greedy"}
+
+
+def test_measuring_loads_nothing_of_the_build_side() -> None:
+    """`edge profile` runs where the runtime alone is installed, and what it measures is the engine's memory."""
+    loaded = modules_after("from edgekit.profile import judging, run, saving, trace, worker\nimport edgekit.commands.measure, edgekit.cli")
+    assert not {name for name in loaded if name in BUILD_ONLY or name.split(".")[0] in BUILD_ONLY}
 
 
 def test_the_server_loads_nothing_of_the_build_side() -> None:

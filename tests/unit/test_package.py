@@ -21,12 +21,11 @@ from edgekit.packagers import KINDS, MARKER, Settings
 from edgekit.server import service
 from edgekit.wheels import own_wheel, place
 from tiny_artifact import build_tiny
-from wheelhouse import pack
+from wheelhouse import RUNTIME, fill
 
 cyclonedx = pytest.importorskip("cyclonedx.validation.json")
 
 HERE = Settings(python=f"{sys.version_info[0]}.{sys.version_info[1]}")
-BASE = ["numpy", "tokenizers", "jinja2", "typer", "pip"]
 SERVE = ["llguidance", "prometheus-client", "starlette", "uvicorn"]
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="installs for Linux")
 PAPERS = {"LICENSE", "NOTICE", "MODEL_CARD.md", "README.md", "sbom.cdx.json", "SHA256SUMS", MARKER}
@@ -34,12 +33,7 @@ PAPERS = {"LICENSE", "NOTICE", "MODEL_CARD.md", "README.md", "sbom.cdx.json", "S
 
 @pytest.fixture(scope="module")
 def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    names = (
-        [*BASE, *SERVE, "onnxruntime"]
-        if sys.version_info < (3, 11)
-        else [name for name in [*BASE, *SERVE, "onnxruntime"] if name != "tomli"]
-    )
-    return pack(names, tmp_path_factory.mktemp("wheels"))
+    return fill(tmp_path_factory.mktemp("wheels"), *RUNTIME, *SERVE, "onnxruntime")
 
 
 @pytest.fixture(scope="module")

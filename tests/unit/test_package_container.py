@@ -24,7 +24,7 @@ from edgekit import packagers
 from edgekit.errors import UsageError
 from edgekit.packagers import Settings
 from edgekit.packagers.oci_image import Base, Layout
-from wheelhouse import for_arm, pack
+from wheelhouse import RUNTIME, fill, for_arm
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="containers are Linux")
 
@@ -32,7 +32,7 @@ SCHEMAS = Path(__file__).parents[1] / "oci_schema"
 """Of opencontainers/image-spec, commit 13cff54902ec9ad6320cbc487a685b66fcd67171."""
 KINDS = {"index": "image-index-schema", "manifest": "image-manifest-schema", "config": "config-schema"}
 PYTHON = f"{sys.version_info[0]}.{sys.version_info[1]}"
-NAMES = ["numpy", "tokenizers", "jinja2", "typer", "pip", "onnxruntime", "llguidance", "prometheus-client", "starlette", "uvicorn"]
+NAMES = ["onnxruntime", "llguidance", "prometheus-client", "starlette", "uvicorn"]
 PROMPT = "turn on the kitchen light"
 MACHINE = os.uname().machine if sys.platform == "linux" else ""
 
@@ -92,7 +92,7 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def settings(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Settings:
     if MACHINE != "x86_64" or sys.version_info < (3, 11):
         pytest.skip("made on x86-64, by Python 3.11 or newer")
-    wheels = pack(NAMES, tmp_path_factory.mktemp("wheels"))
+    wheels = fill(tmp_path_factory.mktemp("wheels"), *RUNTIME, *NAMES)
     for_arm(wheels)
     return Settings(("linux_x86_64", "linux_aarch64"), PYTHON, wheels, base)
 

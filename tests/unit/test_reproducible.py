@@ -84,6 +84,7 @@ edge("run", folder + "/phi", "turn on the kitchen light")
 edge("verify", folder + "/phi", "--quiet")
 edge("verify", folder + "/local", folder + "/local", "--quiet")
 edge("inspect", folder + "/local", "--check", "--json")
+edge("profile", folder + "/phi", "--json", "--tokens", "2", "--rounds", "1", "--loads", "1", "--prompt", "8")
 edge("cache", "list")
 edge("doctor", "--json")
 time.sleep(float(seconds))
@@ -137,7 +138,7 @@ def test_builds_are_byte_identical_across_directories_threads_and_days(tmp_path:
 
 
 @pytest.mark.parametrize("isolated", [False, True], ids=["watched", "unshare -n"])
-def test_build_run_verify_and_doctor_touch_no_network(tmp_path: Path, isolated: bool) -> None:
+def test_build_run_verify_profile_and_doctor_touch_no_network(tmp_path: Path, isolated: bool) -> None:
     """Without any network, and with every attempt to open a socket, by native code too, written down."""
     pytest.importorskip("onnxruntime")
     shim = compiled(SOCKETS, tmp_path)

@@ -56,7 +56,7 @@ class EngineInfo:
 
 @dataclass(frozen=True)
 class SchemeInfo:
-    """exceptions: canonical weight name -> format, for what is stored otherwise than its kind."""
+    """exceptions: canonical weight name -> format, for what is stored otherwise than its kind. method: how 4-bit weights were rounded."""
 
     name: str
     bits_per_weight: float
@@ -64,6 +64,7 @@ class SchemeInfo:
     embedding: TensorFormat
     lm_head: TensorFormat
     exceptions: Mapping[str, TensorFormat]
+    method: str = "search"
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,5 @@
 """One command's worth of work: a model and a target become an artifact. Checks first, then the long job, then one rename."""
 
-import hashlib
 import importlib
 import re
 import shutil
@@ -13,7 +12,6 @@ from typing import Protocol, cast
 from edgekit import __version__
 from edgekit.artifact import (
     Artifact,
-    CalibrationInfo,
     ContextInfo,
     EngineInfo,
     FidelityInfo,
@@ -25,7 +23,6 @@ from edgekit.artifact import (
     list_files,
 )
 from edgekit.cache import Cache, make_room, open_cache, prune, source_files
-from edgekit.calibrate import calibrate, calibration_tokens, method
 from edgekit.catalog import resolve
 from edgekit.checkpoint import reading
 from edgekit.companions import TEMPLATE, Companions, companion_files, read_companions, write_companions
@@ -36,17 +33,18 @@ from edgekit.engines import ENGINES
 from edgekit.engines.exported import Exported, Footprint
 from edgekit.errors import EngineMissing, OutputError, TargetError, UsageError
 from edgekit.fidelity_gate import Gate, Limits, Quantized, pass_gate, report_place
+from edgekit.fitting import CALIBRATED, Fitted, fit, settle, within_budget
 from edgekit.models import Model, open_model
 from edgekit.output import check_free, check_output, flush, seal, writing
+from edgekit.precision import Budget
 from edgekit.progress import Progress, silent
 from edgekit.quant.scheme import Format, QuantScheme
 from edgekit.quant.scheme import scheme as load_scheme
-from edgekit.quantized import Kept, Quantizer
+from edgekit.quantized import Quantizer
 from edgekit.target import Target, load_target
 
 COMPANION_BYTES = 32_000_000
 """More than tokenizer, graph and licence take beside the weights."""
-CALIBRATED = ".calibrated"
 SMALLEST_CONTEXT = 256
 """Tokens; advising less would help nobody."""
 
@@ -67,16 +65,8 @@ class Exporter(Protocol):
 
 
 @dataclass(frozen=True)
-class Fitted:
-    """To what 4-bit weights are fitted: a text and its sequences of tokens; None and no sequence: to nothing."""
-
-    text: str | None
-    sequences: Sequence[Sequence[int]]
-
-
-@dataclass(frozen=True)
 class Job:
-    """All that is settled before the long job. gate: None for an artifact that is not to be verified."""
+    """All that is settled before the weights are. gate: None for an artifact that is not to be verified."""
 
     model: Model
     scheme: QuantScheme
@@ -85,8 +75,7 @@ class Job:
     companions: Companions
     fitted: Fitted
     gate: Gate | None
-    cache: Cache | None
-    threads: int | None
+    quantizer: Quantizer
 
 
 def build(
@@ -105,6 +94,9 @@ def build(
     full: bool = False,
     limits: Limits = Limits(),  # noqa: B008 (frozen)
     calibration: str | None = None,
+    method: str | None = None,
+    bits: float | None = None,
+    fit_bytes: int | None = None,
     progress: Progress = silent,
     threads: int | None = None,
 ) -> Manifest:
@@ -120,8 +112,12 @@ def build(
              than a few blocks of weights in memory.
     full:    measure the artifact itself as well, through its engine, on more text and beyond a long LongRoPE switch.
     limits:  beyond which nothing is written but a report beside ``output``; what they leave open is the scheme's own.
-    calibration: text like what the model will meet, 10,000 tokens or more: 4-bit weights are rounded for it (GPTQ, ``calibrate.py``), which
-             takes a pass of the reference decoder over it. None rounds by the weights alone.
+    calibration: text like what the model will meet, 10,000 tokens or more: 4-bit weights are fitted to it (``calibrate.py``), which takes
+             a pass of the reference decoder over it.
+    method:  how (``fitting.METHODS``). One that needs a text and is given none takes the model's own or edgekit's. None: the best one where
+             there is a text, else ``search``, which looks at the weights only.
+    bits, fit_bytes: a budget of storage for each weight, or of the artifact's weights in all; matrices get finer formats than the scheme's
+             where that does most (``precision.py``).
     threads: that hash and quantize, and of the engine when it computes the conformance vectors; None takes every core. The artifact is
              the same, byte for byte.
     Raises UsageError, ModelError, TargetError, DoesNotFit, EngineMissing, TemplateError, OutputError, DownloadError, EngineError
@@ -138,16 +134,19 @@ def build(
     opened = open_model(resolve(str(model), revision=revision, offline=offline, progress=progress))
     wanted = replace(wanted, context=context_for(opened, wanted, context))
     companions = read_companions(opened.checkpoint, opened.decoder.vocab_size)
-    if calibration is not None and quant.linear.symmetric:
-        raise UsageError(f"{quant.name} cannot be calibrated: its zero points are fixed; choose another --scheme, or leave out --calibrate")
-    fitted = Fitted(calibration, _sequences(calibration, companions, opened))
+    if bits is not None and fit_bytes is not None:
+        raise UsageError("--bits and --fit contradict each other; give one of them")
+    budget = Budget(bits, fit_bytes) if bits is not None or fit_bytes is not None else None
+    fitted = settle(opened, companions, quant, method=method, calibration=calibration, budget=budget)
     exporter.check(opened, quant, wanted)
+    cache = open_cache() if cached else None
+    quantizer = _quantizer(opened, cache, progress, threads)
+    quant = within_budget(opened, quant, fitted, lambda s: exporter.footprint(opened, s, wanted).weights, quantizer, progress)
     size = exporter.footprint(opened, quant, wanted)
     _check_footprint(size, opened, quant, wanted, output)
-    cache = open_cache() if cached else None
     if cache is not None:
         make_room(cache, size.weights)
-    job = Job(opened, quant, wanted, exporter, companions, fitted, gate, cache, threads)
+    job = Job(opened, quant, wanted, exporter, companions, fitted, gate, quantizer)
     with writing(output, force=force) as staging:
         manifest = _make(job, staging, output, progress)
         seal(staging, manifest)
@@ -165,24 +164,17 @@ def _gate(verify: bool, full: bool, limits: Limits) -> Gate | None:
 
 def _make(job: Job, staging: Path, output: Path, progress: Progress) -> Manifest:
     """Writes everything but the manifest, which is returned."""
-    model, companions = job.model, job.companions
-    write_companions(companions, model.checkpoint, staging)
-    with reading(model.checkpoint.directory):
-        sources = source_files(_model_files(model), job.cache, progress, job.threads)
+    companions = job.companions
+    write_companions(companions, job.model.checkpoint, staging)
     ledger = Ledger()
-    quantizer = Quantizer(job.threads, job.cache, sources, ledger=ledger)
-    if job.fitted.sequences:
-        # Without the user's cache the blocks lie beside what they become, and go with it.
-        store = Kept(job.cache or Cache(staging / CALIBRATED, sys.maxsize), sources, method(job.fitted.sequences))
-        calibrate(model, job.scheme, job.fitted.sequences, store, progress)
-        quantizer = replace(quantizer, calibrated=store)
+    model, quantizer = fit(job.model, job.scheme, job.fitted, replace(job.quantizer, ledger=ledger), staging, progress)
     exported = job.exporter.export(model, job.scheme, job.target, staging, progress, quantizer)
     weights = weight_digests(model, ledger)
-    manifest = _manifest(job, exported, weights, {path.name: source.sha256 for path, source in sources.items()})
+    manifest = _manifest(job, exported, weights, {path.name: source.sha256 for path, source in quantizer.sources.items()})
     if job.gate is not None:
         # A template must be among the files, and these are listed later.
         artifact = Artifact(staging, replace(manifest, chat_template=None))
-        made = Quantized(model, model, job.scheme, replace(quantizer, ledger=None), weights)
+        made = Quantized(job.model, model, job.scheme, replace(quantizer, ledger=None), weights)
         manifest = replace(manifest, fidelity=pass_gate(job.gate, made, companions, artifact, output, progress))
     shutil.rmtree(staging / CALIBRATED, ignore_errors=True)
     return _listed(job, manifest, staging, progress)
@@ -192,11 +184,17 @@ def _listed(job: Job, manifest: Manifest, staging: Path, progress: Progress) -> 
     """With the digests of all files and, unless it is not to be verified, what the engine answers."""
     if job.gate is None:
         return replace(manifest, files=list_files(staging, progress))
-    with greedy_vectors(staging, manifest, job.companions, job.threads) as computed:
+    with greedy_vectors(staging, manifest, job.companions, job.quantizer.threads) as computed:
         manifest = replace(manifest, files=list_files(staging, progress))
         if sys.platform != "win32":  # there a file that the engine has open cannot be opened to be flushed
             flush(staging)  # the disk works while the engine computes
         return replace(manifest, conformance=replace(manifest.conformance, greedy=computed()))
+
+
+def _quantizer(model: Model, cache: Cache | None, progress: Progress, threads: int | None) -> Quantizer:
+    """With the digests of all checkpoint files that are read."""
+    with reading(model.checkpoint.directory):
+        return Quantizer(threads, cache, source_files(_model_files(model), cache, progress, threads))
 
 
 def check_request(target: str | Path, output: Path, *, scheme: str | None, force: bool) -> tuple[Target, QuantScheme, Exporter]:
@@ -298,7 +296,8 @@ def _manifest(job: Job, exported: Exported, weights: Mapping[str, str], files: M
             _format(scheme.linear),
             _format(scheme.embedding),
             _format(scheme.lm_head),
-            exported.tensors,
+            {name: _format(form) for name, form in scheme.exceptions} | dict(exported.tensors),
+            job.fitted.method,
         ),
         context=ContextInfo(target.context, switch, window),
         tokens=companions.tokens,
@@ -306,24 +305,9 @@ def _manifest(job: Job, exported: Exported, weights: Mapping[str, str], files: M
         conformance=text_vectors(companions),
         files={},
         weights=weights,
-        calibration=_calibration(job.fitted),
+        calibration=job.fitted.info,
         fidelity=FidelityInfo("not verified", NOT_VERIFIED),
     )
-
-
-def _sequences(text: str | None, companions: Companions, model: Model) -> list[tuple[int, ...]]:
-    """The calibration text as tokens, within the LongRoPE switch."""
-    if text is None:
-        return []
-    tokens = companions.tokens
-    bos = [tokens.bos] if tokens.add_bos and tokens.bos is not None else []
-    return calibration_tokens(companions.tokenizer.encode(text), bos, model.decoder.rope.switch or model.decoder.context)
-
-
-def _calibration(fitted: Fitted) -> CalibrationInfo | None:
-    if fitted.text is None:
-        return None
-    return CalibrationInfo("gptq", sum(map(len, fitted.sequences)), hashlib.sha256(fitted.text.encode()).hexdigest())
 
 
 def _format(form: Format) -> TensorFormat:

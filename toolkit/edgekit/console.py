@@ -55,6 +55,11 @@ def hide(text: str) -> None:
     """Shows nothing."""
 
 
+def notice(text: str) -> None:
+    """A line about what is going on, on stderr."""
+    print(text, file=sys.stderr, flush=True)
+
+
 def show_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Left-aligned columns, two spaces apart."""
     print("\n".join(table_lines(head, rows)))

@@ -17,7 +17,13 @@ EdgekitError                1   (never raised itself; catch it to catch them all
  ├─ EngineError            11   the engine refused or failed on a valid artifact
  ├─ FidelityError          12   an artifact is too far from its model, or two of one model do not agree
  ├─ SignatureError         14   an artifact is not signed by a trusted key, or is an older release
- └─ DoesNotFit             16   a model does not fit a device; says what would
+ ├─ PerformanceError       15   a measured figure is beyond a limit (edge profile --fail-if)
+ ├─ DoesNotFit             16   a model does not fit a device; says what would
+ └─ RemoteError            17   a device elsewhere cannot be reached, refuses, or cannot do what it is asked
+     ├─ Unreachable             nobody answers there, or the program that would ask is missing here
+     ├─ Untrusted               its host key is not the known one, or it does not take our key or token
+     ├─ LinkBroken              the connection ended in the middle; what was measured is kept
+     └─ DeviceUnfit             no Python, a full disk, no packages for it, in use, or a job that failed there
 
 Ctrl-C ends the command with 130, SIGTERM with 143, a closed terminal with 129.
 
@@ -95,5 +101,29 @@ class SignatureError(EdgekitError):
     exit_code = 14
 
 
+class PerformanceError(EdgekitError):
+    exit_code = 15
+
+
 class DoesNotFit(EdgekitError):
     exit_code = 16
+
+
+class RemoteError(EdgekitError):
+    exit_code = 17
+
+
+class Unreachable(RemoteError):
+    pass
+
+
+class Untrusted(RemoteError):
+    pass
+
+
+class LinkBroken(RemoteError):
+    pass
+
+
+class DeviceUnfit(RemoteError):
+    pass

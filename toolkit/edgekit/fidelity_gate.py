@@ -59,7 +59,7 @@ class Quantized:
 
 DEFAULTS = {32: Limits(0.1, 0.7), 64: Limits(0.15, 0.7), 128: Limits(0.2, 0.7)}
 """By the group of a scheme's 4-bit weights (docs/fidelity.md says where the figures come from)."""
-GUESSING = Limits(0.5, 0.1)
+GUESSING = Limits(1.0, 0.0)
 """For a checkpoint that knows nothing of the text: its perplexity there is that of guessing, so nothing holds its predictions in place.
 Such are models with random weights; other weights than its own still lie beyond these limits."""
 ADVICE = "build with a finer --scheme (int4-g32), or fit the weights to a text with --calibrate"

@@ -10,15 +10,19 @@ STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
 table { border-collapse: collapse; margin: 1rem 0; }
 th, td { padding: .25rem .8rem .25rem 0; text-align: left; border-bottom: 1px solid var(--line); vertical-align: top; }
-td.number { text-align: right; font-variant-numeric: tabular-nums; }
+.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
+.wide { overflow-x: auto; } figure { margin: 1rem 0; }
 svg { width: 100%; height: auto; } svg text { font-size: 12px; fill: currentColor; } .grid { stroke: var(--line); }
 .a { fill: var(--ink); stroke: var(--ink); } .b { fill: var(--second); stroke: var(--second); stroke-width: 1.5; }
 """
 
 
-def page(title: str, body: Sequence[str]) -> str:
-    """The document. ``body``: pieces of HTML that the functions here return."""
-    head = f'<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n<title>{escape(title)}</title>\n<style>{STYLE}</style>'
+def page(title: str, body: Sequence[str], *, style: str = "") -> str:
+    """The document. ``body``: pieces of HTML that the functions here return. ``style``: more CSS."""
+    view = '<meta name="viewport" content="width=device-width, initial-scale=1">'
+    head = (
+        f'<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n{view}\n<title>{escape(title)}</title>\n<style>{STYLE}{style}</style>'
+    )
     return "\n".join([head, f"<h1>{escape(title)}</h1>", *body, "</html>\n"])
 
 
@@ -32,10 +36,10 @@ def paragraph(text: str) -> str:
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: Sequence[int] = ()) -> str:
     """numbers: the columns that are set flush right."""
-    top = "".join(f"<th>{escape(cell)}</th>" for cell in head)
+    top = "".join(f'<th class="number">{escape(c)}</th>' if i in numbers else f"<th>{escape(c)}</th>" for i, c in enumerate(head))
     kinds = ['<td class="number">' if i in numbers else "<td>" for i in range(len(head))]
     lines = ["<tr>" + "".join(f"{kind}{escape(cell)}</td>" for kind, cell in zip(kinds, row, strict=True)) + "</tr>" for row in rows]
-    return "\n".join([f"<table><tr>{top}</tr>", *lines, "</table>"])
+    return "\n".join([f'<div class="wide"><table><tr>{top}</tr>', *lines, "</table></div>"])
 
 
 def points(label: str, values: Sequence[float], across: str) -> str:

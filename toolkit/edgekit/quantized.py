@@ -35,7 +35,7 @@ class Quantizer:
 
     sources: the checkpoint files with their digests; a cache needs those of all files that are read.
     search: look for better scales than min/max (``quant.quantize``).
-    calibrated: where the 4-bit blocks of a calibration lie (``calibrate.py``); None quantizes by the weights alone.
+    calibrated: where the blocks of a calibration lie (``calibrate.py``), those of all layers; None quantizes by the weights alone.
     ledger: notes the digest of every block that is handed out; None digests nothing.
     """
 
@@ -113,7 +113,7 @@ def block(model: Model, m: Wanted, start: int, stop: int, quantizer: Quantizer) 
 
     Raises CheckpointError; OutputError where a calibrated block is not in its store any more.
     """
-    if quantizer.calibrated is not None and m.format.bits == 4:
+    if quantizer.calibrated is not None and m.weight.startswith("layers."):
         found = load_block(model, m, start, stop, quantizer.calibrated)
         if found is None:
             place = quantizer.calibrated.cache.directory

@@ -55,12 +55,24 @@ def reference_logits_many(
     spans = [slice(int(a), int(b)) for a, b in pairwise(starts)]
     hidden = tensor("embed_tokens")[np.concatenate([np.asarray(tokens, dtype=np.int64) for tokens in sequences])]
     for i in range(decoder.layers):
-        _attention(decoder, tensor, i, hidden, spans, seen)
-        _mlp(decoder, tensor, i, hidden, seen)
+        apply_layer(decoder, tensor, i, hidden, spans, seen)
     kept = [hidden[span][-last:] if last is not None else hidden[span] for span in spans]
-    normed = _rms_norm(np.concatenate(kept), tensor("norm"), decoder.norm_eps)
-    logits = normed @ tensor("embed_tokens" if decoder.tied else "lm_head").T
+    logits = head(decoder, tensor, np.concatenate(kept))
     return np.split(logits, np.cumsum([len(k) for k in kept])[:-1])
+
+
+def apply_layer(
+    decoder: DecoderConfig, tensor: Callable[[str], Array], i: int, hidden: Array, spans: Sequence[slice], seen: Seen = nobody
+) -> None:
+    """Layer ``i`` on ``hidden`` [sum of T, D], in place; ``spans``: the rows of each sequence."""
+    _attention(decoder, tensor, i, hidden, spans, seen)
+    _mlp(decoder, tensor, i, hidden, seen)
+
+
+def head(decoder: DecoderConfig, tensor: Callable[[str], Array], hidden: Array) -> Array:
+    """Logits [n, V] of what the last layer gave, [n, D]."""
+    logits: Array = _rms_norm(hidden, tensor("norm"), decoder.norm_eps) @ tensor("embed_tokens" if decoder.tied else "lm_head").T
+    return logits
 
 
 def _check_tokens(decoder: DecoderConfig, tokens: Sequence[int]) -> None:

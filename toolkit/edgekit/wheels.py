@@ -16,17 +16,14 @@ from email.message import Message
 from importlib import metadata
 from pathlib import Path
 
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
 import edgekit
 from edgekit.artifact import Manifest
 from edgekit.engines import ENGINES
 from edgekit.errors import DownloadError, EngineMissing, UsageError
 from edgekit.resources import data_folder
-
-try:
-    from packaging.requirements import Requirement
-    from packaging.utils import canonicalize_name
-except ImportError as error:
-    raise EngineMissing(f'collecting wheels needs {error.name}; install it: pip install "edgekit[package]"') from None
 
 DATE = (1980, 1, 1, 0, 0, 0)
 """Of files in the wheel: the same package gives the same bytes."""

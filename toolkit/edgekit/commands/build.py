@@ -35,8 +35,28 @@ def build(
     force: Annotated[bool, typer.Option("--force", help="Replace an artifact that is already there.")] = False,
     no_cache: Annotated[bool, typer.Option("--no-cache", help="Quantize anew, and keep nothing for the next build.")] = False,
     calibrate: Annotated[
-        Path | None,
-        typer.Option("--calibrate", help="A text like what the model will meet, to fit 4-bit weights to (GPTQ).", show_default=False),
+        str | None,
+        typer.Option(
+            "--calibrate",
+            metavar="FILE|default",
+            help="Fit 4-bit weights to a text like what the model will meet, or to one that comes with edgekit.",
+            show_default=False,
+        ),
+    ] = None,
+    method: Annotated[
+        str | None,
+        typer.Option(
+            "--method",
+            help="How 4-bit weights are rounded: minmax or search (the default) by themselves; awq, gptq or awq-gptq (the default with "
+            "--calibrate) for a text.",
+            show_default=False,
+        ),
+    ] = None,
+    bits: Annotated[
+        float | None, typer.Option("--bits", min=0.0, help="Mixed precision: storage for each weight, such as 4.5.", show_default=False)
+    ] = None,
+    fit: Annotated[
+        str | None, typer.Option("--fit", metavar="SIZE", help="Mixed precision: size of all weights, such as 2.4GB.", show_default=False)
     ] = None,
     max_kl: Annotated[
         float | None,
@@ -64,12 +84,16 @@ def build(
     from edgekit import console, listing
     from edgekit.build import build as build_artifact
     from edgekit.build import check_request, outputs
+    from edgekit.cache import parse_size
     from edgekit.fidelity_gate import Limits
+    from edgekit.fitting import BEST
     from edgekit.resources import read_text
 
     if no_verify and (verify_full or max_kl is not None or min_top1 is not None):
         raise UsageError("--verify-full, --max-kl and --min-top1 contradict --no-verify; give one of them")
-    text = read_text(calibrate) if calibrate is not None else None
+    text = read_text(Path(calibrate)) if calibrate is not None and calibrate != "default" else None
+    method = method or (BEST if calibrate is not None else None)
+    size = parse_size(fit, "--fit") if fit is not None else None
     places = outputs(model, target, out)
     for name, directory in places:
         check_request(name, directory, scheme=scheme, force=force)
@@ -92,6 +116,9 @@ def build(
                     full=verify_full,
                     limits=Limits(max_kl, min_top1),
                     calibration=text,
+                    method=method,
+                    bits=bits,
+                    fit_bytes=size,
                     progress=progress,
                     threads=threads,
                 )

@@ -8,8 +8,10 @@ class Engine:
     """Where an engine's two halves live (imported only when used) and which extra installs what they need.
 
     The ``export`` module offers  ``export(model, scheme, target, directory, progress) -> Exported``  (build.py's ``Export`` Protocol),
-    the ``session`` module  ``open_session(directory, manifest) -> Session``, the ``read`` module, of an engine whose files hold weights,
-    ``open_stored(directory, manifest, model) -> Stored`` (stored.py's Protocol).
+    the ``session`` module  ``open_session(directory, manifest) -> Session``, and beside it
+    a ``profile`` module    what ``observing.Observer`` lists,
+    the ``read`` module, of an engine whose files hold weights, ``open_stored(directory, manifest, model) -> Stored`` (stored.py's
+    Protocol).
     packages: kinds of ``edge package`` whose loader, which is not edgekit's own, opens its files.
     """
 
@@ -18,6 +20,10 @@ class Engine:
     extra: str
     read: str | None = None
     packages: tuple[str, ...] = ()
+
+    @property
+    def profile(self) -> str:
+        return self.session.removesuffix("session") + "profile"
 
 
 ENGINES: dict[str, Engine] = {

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -30,12 +30,28 @@ BUFFERS = (".rotary_emb.inv_freq", ".rotary_emb.cos_cached", ".rotary_emb.sin_ca
 
 
 @dataclass(frozen=True)
+class Folded:
+    """Factors moved between neighbouring weights, by canonical name: another model in its numbers, the same one in exact arithmetic.
+
+    vectors: norms and biases [N] in the place of the checkpoint's. rows [N], columns [K]: what a matrix is multiplied by.
+    """
+
+    vectors: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+    rows: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+    columns: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Model:
-    """A checkpoint of a known architecture. ``slices``: canonical weight name -> where it lies in the checkpoint."""
+    """A checkpoint of a known architecture. ``slices``: canonical weight name -> where it lies in the checkpoint.
+
+    folded: applied to every weight that is read (``calibrate.py`` makes such models).
+    """
 
     checkpoint: Checkpoint
     decoder: DecoderConfig
     slices: Mapping[str, Slice]
+    folded: Folded = Folded()
 
     @property
     def parameters(self) -> int:
@@ -58,11 +74,14 @@ class Model:
                 f"{name} ({where.tensor!r} in {file}) has {bad} values that are NaN or infinite: "
                 "the checkpoint is damaged. Download or export it again."
             )
-        return values
+        return _refold(values, self.folded, name, slice(start, stop))
 
     def stored(self, name: str, start: int, stop: int) -> NDArray[np.float32] | NDArray[np.uint16]:
         """Those rows as ``Checkpoint.stored`` gives them, unchecked: values may be NaN or infinite."""
-        where = self._slice(name)
+        where, folded = self._slice(name), self.folded
+        if name in folded.rows or name in folded.columns or name in folded.vectors:
+            values = self.checkpoint.rows(where.tensor, where.start + start, where.start + stop)
+            return _refold(values, folded, name, slice(start, stop))
         return self.checkpoint.stored(where.tensor, where.start + start, where.start + stop)
 
     def place(self, name: str, start: int, stop: int) -> tuple[Path, int, int]:
@@ -74,6 +93,17 @@ class Model:
         if name not in self.slices:
             raise CheckpointError(f"a {self.decoder.model_type} model of this config has no weight {name!r}")
         return self.slices[name]
+
+
+def _refold(values: NDArray[np.float32], folded: Folded, name: str, rows: slice) -> NDArray[np.float32]:
+    """Some rows of a weight as a folded model has them."""
+    if name in folded.vectors:
+        return folded.vectors[name][rows]
+    if name in folded.rows:
+        values = values * folded.rows[name][rows, None]
+    if name in folded.columns:
+        values = values * folded.columns[name]
+    return values
 
 
 def _not_finite(values: NDArray[np.float32]) -> int:

@@ -29,15 +29,22 @@ class Format:
 
 @dataclass(frozen=True)
 class QuantScheme:
-    """Which format each kind of matrix gets. Norms and biases always stay in float32 or float16."""
+    """Which format each kind of matrix gets. Norms and biases always stay in float32 or float16.
+
+    exceptions: canonical weight name and format, for single matrices that get another one (``precision.py`` chooses them).
+    """
 
     name: str
     linear: Format
     embedding: Format
     lm_head: Format
+    exceptions: tuple[tuple[str, Format], ...] = ()
 
     def format_of(self, weight: str) -> Format:
         """The format of a canonical weight name such as ``layers.0.q_proj``."""
+        for name, form in self.exceptions:
+            if name == weight:
+                return form
         return {"embed_tokens": self.embedding, "lm_head": self.lm_head}.get(weight, self.linear)
 
 

@@ -2,6 +2,7 @@
 
 import mmap
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,11 +30,11 @@ CHUNK = 512
 """Tokens of a long input computed at a time: keeps the activations of a long prompt small."""
 
 
-def open_session(directory: Path, manifest: Manifest, *, threads: int | None = None) -> "OnnxSession":
+def open_session(directory: Path, manifest: Manifest, *, threads: int | None = None, trace: Path | None = None) -> "OnnxSession":
     """Loads ``model.onnx`` of an artifact.
 
     threads: that compute; None takes every CPU this process may run on (measured: ONNX Runtime's own choice, one a physical core,
-    halves the speed on two-thread virtual machines).
+    halves the speed on two-thread virtual machines). trace: prefix of the file that ``end_trace`` names.
     Raises EngineMissing (onnxruntime absent, older than the artifact needs, or without the device it is for) and EngineError (it
     refuses the file).
     """
@@ -56,6 +57,8 @@ def open_session(directory: Path, manifest: Manifest, *, threads: int | None = N
     options.log_severity_level = 4  # what goes wrong is raised; printing it as well would only repeat it
     # Lengths change with every call, and a memory plan would be made and kept for each.
     options.enable_mem_pattern = False
+    if trace is not None:
+        options.enable_profiling, options.profile_file_prefix = True, str(trace)
     path = directory / MODEL
     session = open_on(chosen, path, options)
     if POSITIONS not in (i.name for i in session.get_overridable_initializers()):
@@ -138,6 +141,15 @@ class OnnxSession:
         """See ``Session.rewind``. What is forgotten stays in the buffers until it is overwritten; nothing reads it."""
         check_rewind(length, self._position)
         self._position = length
+
+    def end_trace(self) -> tuple[Path, float]:
+        """Of a session that was opened with one: the file of events, and the time of ``time.perf_counter`` at which its clock began."""
+        if self._session is None:
+            raise EngineError(f"the session of {self._path} is closed; open the artifact again")
+        began, wall, here = self._session.get_profiling_start_time_ns(), time.time_ns(), time.perf_counter_ns()
+        if abs(began - wall) < abs(began - here):  # C++'s finest clock is the calendar's with some compilers, the monotonic one with others
+            began += here - wall
+        return Path(self._session.end_profiling()), began / 1e9
 
     def close(self) -> None:
         """See ``Session.close``."""

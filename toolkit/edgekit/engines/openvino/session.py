@@ -1,7 +1,7 @@
 """Running an OpenVINO artifact on plain OpenVINO (no openvino_genai needed)."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,10 +33,17 @@ CAPABILITIES = {"float32": "FP32", "bfloat16": "BF16", "float16": "FP16"}
 FLOATS = {"float32": "f32", "bfloat16": "bf16", "float16": "f16", "uint8": "u8"}
 
 
-def open_session(directory: Path, manifest: Manifest, *, threads: int | None = None) -> Session:
+def open_session(
+    directory: Path,
+    manifest: Manifest,
+    *,
+    threads: int | None = None,
+    watch: "Callable[[openvino.InferRequest], openvino.InferRequest] | None" = None,
+) -> Session:
     """Loads ``openvino_model.xml`` of an artifact.
 
-    threads: that compute on a CPU; None takes every CPU this process may run on.
+    threads: that compute on a CPU; None takes every CPU this process may run on. watch: with it the plugin counts what its operators
+    take, and the session uses what ``watch`` makes of the request.
     Raises EngineMissing (OpenVINO absent, older than the artifact needs, or without the device it is for) and EngineError (it refuses the
     file, or the device's driver fails).
     """
@@ -52,6 +59,7 @@ def open_session(directory: Path, manifest: Manifest, *, threads: int | None = N
     if details.get("parts") != "CPU":
         check_device(core, device)
     config = npu.properties(prompt, context, str(details["parts"])) if device == "NPU" else properties(core, manifest, threads or cores())
+    config |= {"PERF_COUNT": "YES"} if watch is not None else {}
     try:
         model = core.read_model(path)
         if device != "NPU":
@@ -59,6 +67,7 @@ def open_session(directory: Path, manifest: Manifest, *, threads: int | None = N
         request = core.compile_model(model, device, config).create_infer_request()
     except Exception as error:  # the library raises nothing narrower
         raise EngineError(f"OpenVINO cannot load {path}: {error}") from error
+    request = watch(request) if watch is not None else request
     if device == "NPU":
         return npu.NpuSession(request, path, context, manifest.tokens.vocab_size, prompt)
     return OpenvinoSession(request, path, context, manifest.tokens.vocab_size, tells_length=long_rope(model))
