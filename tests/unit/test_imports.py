@@ -18,7 +18,8 @@ BUILD_ONLY = {
     "torch", "transformers", "onnx", "onnx_ir", "safetensors", "huggingface_hub", "ml_dtypes", "requests", "httpx",
     "edgekit.build", "edgekit.cache", "edgekit.catalog", "edgekit.checkpoint", "edgekit.companions", "edgekit.conformance",
     "edgekit.doctor", "edgekit.drivers", "edgekit.fetch",
-    "edgekit.greedy", "edgekit.hub", "edgekit.lock", "edgekit.models", "edgekit.output", "edgekit.packagers", "edgekit.plan", "edgekit.plan_report",
+    "edgekit.greedy", "edgekit.hub", "edgekit.lock", "edgekit.models", "edgekit.output", "edgekit.packagers",
+    "edgekit.plan", "edgekit.plan_report",
     "edgekit.quant", "edgekit.quantized",
     "edgekit.reference", "edgekit.target", "edgekit.wheels",
 }  # fmt: skip
