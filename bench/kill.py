@@ -1,6 +1,7 @@
 """Kills builds with SIGKILL at random moments, for every engine installed, and looks at what they left and how the next one goes on.
 
-    python bench/kill.py --kills 300 --out bench/results/kill.json
+    python bench/kill.py --kills 300 --engine null --engine onnx --engine openvino --engine mlx --out bench/results/kill.json
+    python bench/kill.py --kills 12 --engine qnn --out bench/results/kill_qnn.json    # its builds take a minute each
 
 After each kill: a directory that opens as an artifact holds what its manifest says, byte for byte, and is the old or the new one; where
 an artifact was being replaced, one of both is there. Then the build is run again: every byte, manifest included, is that of a build nobody
@@ -13,6 +14,7 @@ import json
 import os
 import platform
 import random
+import shlex
 import shutil
 import signal
 import subprocess
@@ -195,7 +197,7 @@ def main() -> None:
     print(f"{len(done)} kills, every one resumed to the same bytes; {kept} of {all_blocks} blocks kept")
     if arguments.out is not None:
         report = {
-            "command": f"python bench/kill.py --kills {arguments.kills} --seed {arguments.seed}",
+            "command": shlex.join(["python", "bench/kill.py", *sys.argv[1:]]),
             "versions": {"python": platform.python_version(), "numpy": version("numpy")},
             "kills": len(done),
             "by_engine_and_stage": {f"{engine}: {stage}": count for (engine, stage), count in sorted(stages.items())},

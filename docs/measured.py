@@ -256,23 +256,25 @@ def load(path: str) -> dict[str, Any] | None:
 
 
 def kill_report() -> str:
-    result = load("bench/results/kill.json")
-    if result is None:
+    results = [found for name in ("kill", "kill_qnn") if (found := load(f"bench/results/{name}.json")) is not None]
+    if not results:
         return "Not measured yet: `python bench/kill.py --out bench/results/kill.json`."
     rows: dict[str, dict[str, int]] = {}
-    for key, count in result["by_engine_and_stage"].items():
+    for key, count in (pair for result in results for pair in result["by_engine_and_stage"].items()):
         engine, _, stage = key.partition(": ")
         rows.setdefault(stage, {})[engine] = count
     engines = sorted({engine for counts in rows.values() for engine in counts})
     order = ["begun", "digest of the model", "quantize", "export", "digest of the artifact"]
     stages = sorted(rows, key=lambda stage: (order.index(stage) if stage in order else len(order), stage))
     cells = [[stage, *(str(rows[stage].get(engine, 0)) for engine in engines)] for stage in stages]
-    versions = ", ".join(f"{name} {number}" for name, number in result["versions"].items())
+    versions = ", ".join(f"{name} {number}" for name, number in results[0]["versions"].items())
+    kills, kept, blocks = (sum(result[key] for result in results) for key in ("kills", "blocks_kept", "blocks"))
+    commands = "; ".join(f"`{result['command']}`" for result in results)
     return (
-        f"{result['kills']} kills (SIGKILL) at random moments of builds; each left no directory that opens and is not whole, and was\n"
-        f"resumed to the bytes of an undisturbed build, with {result['blocks_kept']:,} of {result['blocks']:,} blocks taken from what the\n"
+        f"{kills} kills (SIGKILL) at random moments of builds; each left no directory that opens and is not whole, and was\n"
+        f"resumed to the bytes of an undisturbed build, with {kept:,} of {blocks:,} blocks taken from what the\n"
         f"killed ones had kept. Kills by the last stage that had begun:\n\n{table(['killed in or after', *engines], cells)}\n\n"
-        f"`{result['command']}`; {versions}."
+        f"{commands}; {versions}."
     )
 
 

@@ -1,4 +1,5 @@
-"""For all tests: the user's own cache is neither read nor written, nor do the user's settings count."""
+"""For all tests: the user's own cache is neither read nor written (but npm's tarballs, which test_package_web takes from there), nor do
+the user's settings count."""
 
 import os
 import shutil

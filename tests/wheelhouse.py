@@ -52,3 +52,18 @@ def pack(distribution: metadata.Distribution, folder: Path) -> None:
             archive.writestr(f"{info}/RECORD", "")
         for file in files:
             archive.write(distribution.locate_file(file), str(file))
+
+
+def for_arm(folder: Path) -> None:
+    """Beside each wheel of this machine one for 64-bit ARM: of the same name and version, and with nothing in it."""
+    for path in list(folder.glob("*.whl")):
+        if path.name.endswith("-any.whl"):
+            continue
+        name, version, python, abi, _ = path.stem.split("-")
+        platform = "manylinux_2_28_aarch64"
+        with zipfile.ZipFile(path) as held, zipfile.ZipFile(folder / f"{name}-{version}-{python}-{abi}-{platform}.whl", "w") as archive:
+            info = next(one for one in held.namelist() if one.endswith(".dist-info/METADATA"))
+            archive.writestr(info, held.read(info))
+            wheel = f"Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: false\nTag: {python}-{abi}-{platform}\n"
+            archive.writestr(info.replace("METADATA", "WHEEL"), wheel)
+            archive.writestr(info.replace("METADATA", "RECORD"), "")

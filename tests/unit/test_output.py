@@ -51,7 +51,7 @@ def test_a_disk_that_refuses_is_an_output_error(tmp_path: Path, number: int, mes
 
 
 def test_a_block_without_manifest_is_a_programming_error(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError, match="without a manifest"), writing(tmp_path / "a"):
+    with pytest.raises(RuntimeError, match=r"without its edgekit\.json"), writing(tmp_path / "a"):
         pass
     assert list(tmp_path.iterdir()) == []
 

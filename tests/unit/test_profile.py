@@ -28,7 +28,7 @@ from edgekit.resources import data_folder
 from tiny_artifact import build_tiny
 
 ROOT = Path(__file__).resolve().parents[2]
-NEEDS = {"onnx": "onnxruntime", "openvino": "openvino", "mlx": "mlx", "null": "numpy"}
+NEEDS = {"onnx": "onnxruntime", "qnn": "onnxruntime_qnn", "openvino": "openvino", "mlx": "mlx", "null": "numpy"}
 QUICK = ("--tokens", "4", "--rounds", "2", "--loads", "1", "--prompt", "8", "--prompt", "16", "--quiet")
 
 
@@ -49,7 +49,7 @@ def test_every_engine_is_measured_into_one_schema(engine: str, tmp_path: Path, e
         pytest.skip(f"{engine} is not installed")
     schema = pytest.importorskip("jsonschema")
     directory = build_tiny(tmp_path, engine)
-    trace = ["--trace", str(tmp_path / "trace.json")] if engine != "mlx" else []
+    trace = ["--trace", str(tmp_path / "trace.json")] if engine not in ("mlx", "qnn") else []
     ended = edge("profile", str(directory), *QUICK, "--json", "--sustained", "0.5", *trace, "--html", str(tmp_path / "page.html"))
     assert ended.code == 0, ended.err
     found = json.loads(ended.out)

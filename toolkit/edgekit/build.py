@@ -139,11 +139,14 @@ def build(
     budget = Budget(bits, fit_bytes) if bits is not None or fit_bytes is not None else None
     fitted = settle(opened, companions, quant, method=method, calibration=calibration, budget=budget)
     exporter.check(opened, quant, wanted)
-    cache = open_cache() if cached else None
-    quantizer = _quantizer(opened, cache, progress, threads)
-    quant = within_budget(opened, quant, fitted, lambda s: exporter.footprint(opened, s, wanted).weights, quantizer, progress)
     size = exporter.footprint(opened, quant, wanted)
     _check_footprint(size, opened, quant, wanted, output)
+    cache = open_cache() if cached else None
+    quantizer = _quantizer(opened, cache, progress, threads)
+    if budget is not None:
+        quant = within_budget(opened, quant, fitted, lambda s: exporter.footprint(opened, s, wanted).weights, quantizer, progress)
+        size = exporter.footprint(opened, quant, wanted)
+        _check_footprint(size, opened, quant, wanted, output)
     if cache is not None:
         make_room(cache, size.weights)
     job = Job(opened, quant, wanted, exporter, companions, fitted, gate, quantizer)

@@ -12,6 +12,7 @@ from edgekit.commands.cache import cache
 from edgekit.commands.check import doctor, inspect, verify
 from edgekit.commands.listing import devices, models, targets
 from edgekit.commands.measure import profile
+from edgekit.commands.package import package
 from edgekit.commands.plan import plan
 from edgekit.commands.serve import serve
 from edgekit.commands.ship import apply, diff, keygen, pull, push, rollback, sign
@@ -57,6 +58,7 @@ for command in (
     doctor,
     keygen,
     sign,
+    package,
     diff,
     apply,
     rollback,

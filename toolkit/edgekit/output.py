@@ -17,31 +17,31 @@ from edgekit.lock import Held, locked
 
 
 @contextlib.contextmanager
-def writing(output: Path, *, force: bool = False) -> Iterator[Path]:
+def writing(output: Path, *, force: bool = False, marker: str = MANIFEST) -> Iterator[Path]:
     """Yields an empty staging directory beside ``output`` that becomes ``output`` by one rename when the block ends well.
 
     The block ends with ``seal``. Whatever goes wrong, Ctrl-C included, the staging directory is removed and ``output`` is as
     it was; what a process that was killed left of both is put right by the next one. With ``force`` an older artifact there is moved
-    away only after the new one is complete.
+    away only after the new one is complete. marker: the file by which a directory is known as one of this kind, written last.
     Raises OutputError: the output exists, another process is writing it, the disk is full or read-only, permission is missing.
     """
-    check_output(output, force=force)
+    check_output(output, force=force, marker=marker)
     with _as_output_error(output):
         output.parent.mkdir(parents=True, exist_ok=True)
         with _alone(output):
-            _put_right(output)
-            check_output(output, force=force)
+            _put_right(output, marker)
+            check_output(output, force=force, marker=marker)
             staging = output.with_name(f".{output.name}.partial-{os.urandom(4).hex()}")
             try:
                 staging.mkdir()
                 yield staging
-                if not (staging / MANIFEST).is_file():
-                    raise RuntimeError("the artifact was left without a manifest")
+                if not (staging / marker).is_file():
+                    raise RuntimeError(f"the output was left without its {marker}")
                 flush(staging)
-                check_output(output, force=force)
-                _put_in_place(staging, output)
+                check_output(output, force=force, marker=marker)
+                _put_in_place(staging, output, marker)
             finally:
-                _discard(staging)
+                _discard(staging, marker)
 
 
 @contextlib.contextmanager
@@ -140,7 +140,7 @@ def _alone(output: Path) -> Iterator[None]:
         yield
 
 
-def _put_right(output: Path) -> None:
+def _put_right(output: Path, marker: str = MANIFEST) -> None:
     """Only with the lock: what lies beside ``output`` under the names of a build is then of one that was killed.
 
     Killed between its two last renames it left no ``output`` but the old artifact under its other name, which is put back.
@@ -150,13 +150,15 @@ def _put_right(output: Path) -> None:
         found = name.fullmatch(path.name)
         if found is None or path.is_symlink() or not path.is_dir():
             continue
-        if found[1] == "old" and not os.path.lexists(output) and _opens(path):
+        if found[1] == "old" and not os.path.lexists(output) and _opens(path, marker):
             _rename(path, output)
         else:
-            _discard(path)
+            _discard(path, marker)
 
 
-def _opens(directory: Path) -> bool:
+def _opens(directory: Path, marker: str) -> bool:
+    if marker != MANIFEST:
+        return (directory / marker).is_file()
     try:
         load_artifact(directory)
     except ArtifactError:
@@ -164,20 +166,21 @@ def _opens(directory: Path) -> bool:
     return True
 
 
-def _discard(directory: Path) -> None:
+def _discard(directory: Path, marker: str = MANIFEST) -> None:
     """The manifest first: what is half removed is no artifact."""
     with contextlib.suppress(OSError):
-        (directory / MANIFEST).unlink()
+        (directory / marker).unlink()
     shutil.rmtree(directory, ignore_errors=True)
 
 
-def check_output(output: Path, *, force: bool) -> None:
-    """Whether ``output`` may be written, without touching anything. Only an artifact or an empty directory is ever replaced."""
+def check_output(output: Path, *, force: bool, marker: str = MANIFEST) -> None:
+    """Whether ``output`` may be written, without touching anything. Only an artifact (what has ``marker``) or an empty directory is ever
+    replaced."""
     with _as_output_error(output):
-        _check_output(output, force=force)
+        _check_output(output, force=force, marker=marker)
 
 
-def _check_output(output: Path, *, force: bool) -> None:
+def _check_output(output: Path, *, force: bool, marker: str = MANIFEST) -> None:
     if not output.name:
         raise OutputError(f"{str(output)!r} cannot be an output directory; give a new directory: --out DIR")
     _check_writable(next(p for p in output.absolute().parents if p.is_dir()))
@@ -187,8 +190,9 @@ def _check_output(output: Path, *, force: bool) -> None:
         raise OutputError(f"{output} exists and is no directory; choose another: --out DIR")
     if not any(output.iterdir()):
         return
-    if not (output / MANIFEST).is_file():
-        raise OutputError(f"{output} exists and is no artifact, so it will not be replaced; choose another: --out DIR")
+    if not (output / marker).is_file():
+        what = "artifact" if marker == MANIFEST else "package"
+        raise OutputError(f"{output} exists and is no {what}, so it will not be replaced; choose another: --out DIR")
     if not force:
         raise OutputError(f"{output} exists; replace it with --force or choose another: --out DIR")
 
@@ -200,7 +204,7 @@ def _check_writable(parent: Path) -> None:
         raise OSError(errno.EROFS if read_only else errno.EACCES, "may not be written to")
 
 
-def _put_in_place(staging: Path, output: Path) -> None:
+def _put_in_place(staging: Path, output: Path, marker: str) -> None:
     """Windows cannot rename a directory onto another, not even an empty one: the old one steps aside first."""
     aside = output.with_name(f".{output.name}.old-{os.urandom(4).hex()}")
     try:
@@ -210,7 +214,7 @@ def _put_in_place(staging: Path, output: Path) -> None:
     finally:
         if os.path.lexists(aside) and not os.path.lexists(output):
             _rename(aside, output)
-        _discard(aside)
+        _discard(aside, marker)
     _fsync_directory(output.parent)
 
 

@@ -13,6 +13,7 @@ class Engine:
     the ``read`` module, of an engine whose files hold weights, ``open_stored(directory, manifest, model) -> Stored`` (stored.py's
     Protocol).
     chip: the options of a target that only say for which chip it is: whether the engine works here is asked for one of them.
+    packages: kinds of ``edge package`` whose loader, which is not edgekit's own, opens its files.
     """
 
     export: str
@@ -20,6 +21,7 @@ class Engine:
     extra: str
     read: str | None = None
     chip: tuple[str, ...] = ()
+    packages: tuple[str, ...] = ()
 
     @property
     def profile(self) -> str:
@@ -27,11 +29,19 @@ class Engine:
 
 
 ENGINES: dict[str, Engine] = {
-    "onnx": Engine("edgekit.engines.onnx.export", "edgekit.engines.onnx.session", extra="onnx", read="edgekit.engines.onnx.read"),
+    "onnx": Engine(
+        "edgekit.engines.onnx.export",
+        "edgekit.engines.onnx.session",
+        extra="onnx",
+        read="edgekit.engines.onnx.read",
+        packages=("web", "android", "windows"),
+    ),
     "openvino": Engine(
         "edgekit.engines.openvino.export", "edgekit.engines.openvino.session", extra="openvino", read="edgekit.engines.openvino.read"
     ),
     "qnn": Engine("edgekit.engines.qnn.export", "edgekit.engines.qnn.session", extra="qnn", chip=("soc", "activations")),
-    "mlx": Engine("edgekit.engines.mlx.export", "edgekit.engines.mlx.session", extra="mlx", read="edgekit.engines.mlx.read"),
+    "mlx": Engine(
+        "edgekit.engines.mlx.export", "edgekit.engines.mlx.session", extra="mlx", read="edgekit.engines.mlx.read", packages=("ios",)
+    ),
     "null": Engine("edgekit.engines.null.export", "edgekit.engines.null.session", extra="test"),
 }

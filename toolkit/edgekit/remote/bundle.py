@@ -1,16 +1,14 @@
 """What a device needs beside the artifact: edgekit's own wheel, made of the package that runs here, and the wheels it needs in turn, of
 versions that are locked once for a kind of device. A device needs no network and no package but Python."""
 
-import base64
-import csv
 import email
 import hashlib
-import io
 import json
 import os
 import re
 import subprocess
 import sys
+import tempfile
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,19 +18,15 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-import edgekit
 from edgekit.artifact import Manifest
 from edgekit.engines import ENGINES
 from edgekit.errors import DeviceUnfit, EngineMissing
 from edgekit.remote.transport import Blob, last_line
-from edgekit.resources import cache_folder, data_folder
+from edgekit.resources import cache_folder
+from edgekit.wheels import own_wheel as make_own_wheel
 
-DATE = (1980, 1, 1, 0, 0, 0)
-"""Of files in the wheel: the same package gives the same bytes, which travel once."""
 DEEP = 5
 """Times that pip is asked at most."""
-LEFT_OUT = {".so", ".pyc", ".safetensors"}
-"""The compiled quantizer, which would be for this machine, and tiny-phi's weights."""
 
 
 @dataclass(frozen=True)
@@ -88,37 +82,10 @@ def wheel_folder() -> Path:
 
 
 def own_wheel() -> Path:
-    """edgekit as it runs here, checkout or installed, as a wheel for any platform."""
-    version = edgekit.__version__
-    info = f"edgekit-{version}.dist-info"
-    members = dict(_members())
-    needs = "".join(f"Requires-Dist: {need}\n" for need in _declared() if "extra ==" not in need)
-    members[f"{info}/METADATA"] = f"Metadata-Version: 2.1\nName: edgekit\nVersion: {version}\nRequires-Python: >=3.10\n{needs}".encode()
-    members[f"{info}/WHEEL"] = b"Wheel-Version: 1.0\nGenerator: edgekit\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
-    record = io.StringIO()
-    rows = csv.writer(record, lineterminator="\n")
-    for name, content in members.items():
-        digest = base64.urlsafe_b64encode(hashlib.sha256(content).digest()).rstrip(b"=").decode()
-        rows.writerow([name, f"sha256={digest}", len(content)])
-    rows.writerow([f"{info}/RECORD", "", ""])
-    members[f"{info}/RECORD"] = record.getvalue().encode()
-    path = wheel_folder() / f"edgekit-{version}-py3-none-any.whl"
-    partial = path.with_name(f"{path.name}.partial-{os.getpid()}")
-    with zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, content in members.items():
-            archive.writestr(zipfile.ZipInfo(name, DATE), content, zipfile.ZIP_DEFLATED)
-    partial.replace(path)
-    return path
-
-
-def _members() -> Iterator[tuple[str, bytes]]:
-    package = Path(edgekit.__file__).parent
-    folders = [(package, "edgekit"), *((data_folder(name), f"edgekit/data/{name}") for name in ("targets", "profiles"))]
-    for folder, place in folders:
-        for path in sorted(folder.rglob("*")):
-            name = path.relative_to(folder).as_posix()
-            if path.is_file() and path.suffix not in LEFT_OUT and not (folder == package and name.startswith("data/")):
-                yield f"{place}/{name}", path.read_bytes()
+    """edgekit as it runs here, checkout or installed, as a wheel for any platform, in the cache."""
+    with tempfile.TemporaryDirectory(dir=wheel_folder()) as scratch:
+        made = make_own_wheel(Path(scratch))
+        return made.replace(wheel_folder() / made.name)
 
 
 def _declared() -> list[str]:

@@ -5,12 +5,14 @@ import os
 import signal
 import socket
 import sys
+import time
 from pathlib import Path
 from types import FrameType
 
 from edgekit.artifact import MANIFEST, load_artifact
 from edgekit.errors import EngineMissing, TemplateError, UsageError
 from edgekit.runtime import load
+from edgekit.server import service
 from edgekit.server.settings import Settings, is_loopback
 from edgekit.server.tools import ToolSyntax, tool_syntax
 
@@ -29,14 +31,26 @@ class _Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, greeting: str) -> None:
         super().__init__(config)
         self._greeting = greeting
+        self._patience = service.watchdog()
+        self._told = 0.0
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         print(self._greeting, file=sys.stderr, flush=True)
+        service.tell("READY=1")
+
+    async def on_tick(self, counter: int) -> bool:
+        """Ten times a second, as long as the loop that takes requests turns: what the service manager's watchdog wants to hear."""
+        now = time.monotonic()
+        if self._patience is not None and now - self._told >= self._patience / 3:
+            self._told = now
+            service.tell("WATCHDOG=1")
+        return await super().on_tick(counter)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         self.force_exit = self.should_exit and sig == signal.SIGINT
         self.should_exit = True
+        service.tell("STOPPING=1")
 
 
 def serve(directory: Path, settings: Settings, *, threads: int | None) -> None:

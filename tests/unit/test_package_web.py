@@ -1,0 +1,161 @@
+"""``edge package --for web``: the page in a browser answers as the engine does here, and goes on when its server is gone."""
+
+import functools
+import hashlib
+import http.server
+import json
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import edgekit
+from chromium import chromium, program
+from command import Edge
+from edgekit import packagers
+from edgekit.errors import DownloadError
+from edgekit.packagers import Settings, npm
+from edgekit.packagers.split import split
+from edgekit.progress import silent
+from tiny_artifact import build_tiny
+
+PROMPT = "turn on the kitchen light"
+TARBALLS = Path.home() / ".cache" / "edgekit" / "npm"
+"""The user's own cache: `edge package --for web` puts them there."""
+
+
+@pytest.fixture(scope="module")
+def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("tiny-phi") / "artifact"
+    edgekit.build("tiny-phi", target="cpu", output=directory)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def made(artifact: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    for package in npm.packages():
+        kept = TARBALLS / npm.place(package).name
+        if not kept.exists():
+            pytest.skip(f"{kept} is not there and tests fetch nothing: edge package DIR --for web --out DIR")
+        place = npm.place(package)
+        if not place.exists():
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.symlink_to(kept)
+    output = tmp_path_factory.mktemp("made") / "package"
+    packagers.package(artifact, "web", output, Settings(part=500_000))
+    return output
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, format: str, *arguments: object) -> None:
+        pass
+
+
+@pytest.fixture
+def server(made: Path) -> Iterator[http.server.ThreadingHTTPServer]:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(made))) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+def test_page_answers_as_the_engine_does_and_works_offline(
+    made: Path, artifact: Path, server: http.server.ThreadingHTTPServer, tmp_path: Path
+) -> None:
+    if program() is None:
+        pytest.skip("there is no Chromium here")
+    with edgekit.load(artifact) as runtime:
+        answer = runtime.complete([{"role": "user", "content": PROMPT}])
+        stop = set(runtime.manifest.tokens.stop)
+        long = "hello there. " * 46 + PROMPT  # its answer crosses the switch of LongRoPE
+        crossing = runtime.complete([{"role": "user", "content": long}])
+        assert crossing.prompt_tokens < 256 < crossing.prompt_tokens + len(crossing.tokens)
+    with chromium(tmp_path / "profile") as page:
+
+        def ask(prompt: str) -> tuple[str, list[int]]:
+            assert page.wait("document.body?.dataset.state") == "ready", page.evaluate("document.body.innerText")
+            script = f"document.getElementById('prompt').value = {json.dumps(prompt)}; document.getElementById('ask').requestSubmit()"
+            page.evaluate(script)
+            assert page.wait("document.body.dataset.state !== 'answering' && document.body.dataset.state") == "ready"
+            last = "[...document.querySelectorAll('.assistant')].at(-1)"
+            return page.evaluate(f"{last}.textContent"), json.loads(page.evaluate(f"{last}.dataset.tokens"))
+
+        page.open(f"http://127.0.0.1:{server.server_port}/")
+        assert ask(PROMPT) == (answer.text, [token for token in answer.tokens if token not in stop])
+        assert page.wait("document.body.dataset.offline") == "ready"
+        server.shutdown()
+        server.server_close()
+        page.reload()
+        page.wait("document.getElementById('talk')?.childElementCount === 0")
+        assert ask(PROMPT) == (answer.text, [token for token in answer.tokens if token not in stop])
+        page.reload()
+        page.wait("document.getElementById('talk')?.childElementCount === 0")
+        assert ask(long)[1] == [token for token in crossing.tokens if token not in stop]
+
+
+def test_a_changed_part_is_refused(made: Path, server: http.server.ThreadingHTTPServer, tmp_path: Path) -> None:
+    if program() is None:
+        pytest.skip("there is no Chromium here")
+    part = made / "artifact" / "model.onnx.data.001"
+    before = part.read_bytes()
+    part.write_bytes(before[:-1] + bytes([before[-1] ^ 1]))
+    try:
+        with chromium(tmp_path / "profile") as page:
+            page.open(f"http://127.0.0.1:{server.server_port}/")
+            assert page.wait("document.body?.dataset.state") == "failed"
+            assert "model.onnx.data.001 is not what was packaged" in page.evaluate("document.body.innerText")
+    finally:
+        part.write_bytes(before)
+
+
+def test_page_fetches_nothing_from_elsewhere(made: Path) -> None:
+    for name in ("index.html", "page.js", "worker.js", "model.js", "files.js", "sw.js", "page.css"):
+        text = (made / name).read_text(encoding="utf-8")
+        assert "http://" not in text and "https://" not in text, name
+    shell = (made / "sw.js").read_text(encoding="utf-8")
+    for path in (made / "vendor").iterdir():
+        assert f'"vendor/{path.name}"' in shell
+
+
+def test_what_npm_sends_is_compared(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("EDGEKIT_CACHE", str(tmp_path))
+    package = npm.packages()[0]
+    path = npm.place(package)
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"something else")
+    with pytest.raises(DownloadError, match="sha512 differs"):
+        npm.tarball(package, silent)
+    assert not path.exists()
+
+
+@pytest.mark.network
+def test_registry_has_what_is_pinned(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("EDGEKIT_CACHE", str(tmp_path))
+    for package in npm.packages():
+        assert npm.vendor(package, tmp_path, silent).sha256
+
+
+def test_split_keeps_every_byte(tmp_path: Path) -> None:
+    content = os.urandom(2500)
+    (tmp_path / "large").write_bytes(content)
+    (tmp_path / "small").write_bytes(content[:1000])
+    (tmp_path / "empty").touch()
+    files = {one.path: one for one in split(tmp_path, 1000)}
+    assert [part.path for part in files["large"].parts] == ["large.000", "large.001", "large.002"]
+    assert [part.path for part in files["small"].parts] == ["small"]
+    assert not (tmp_path / "large").exists()
+    for one in files.values():
+        whole = b"".join((tmp_path / part.path).read_bytes() for part in one.parts)
+        assert (len(whole), hashlib.sha256(whole).hexdigest()) == (one.bytes, one.sha256)
+        assert all(hashlib.sha256((tmp_path / part.path).read_bytes()).hexdigest() == part.sha256 for part in one.parts)
+
+
+def test_options_of_python_and_other_engines_are_refused(edge: Edge, artifact: Path, tmp_path: Path) -> None:
+    ended = edge("package", str(artifact), "--for", "web", "--out", str(tmp_path / "out"), "--python", "3.12")
+    assert (ended.code, "--python" in ended.err) == (2, True)
+    null = build_tiny(tmp_path / "null", "null")
+    assert edge("package", str(null), "--for", "web", "--out", str(tmp_path / "out")).code == 2

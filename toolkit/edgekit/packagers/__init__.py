@@ -1,0 +1,121 @@
+"""``edge package``: an artifact, and all that an application needs beside it, as one directory (docs/package.md)."""
+
+import importlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from edgekit import __version__
+from edgekit.artifact import Artifact, check_digests, check_files, load_artifact
+from edgekit.engines import ENGINES
+from edgekit.errors import UsageError
+from edgekit.output import flush, writing
+from edgekit.packagers.parts import Component
+from edgekit.progress import Progress, silent
+from edgekit.signing import Trust, open_trusted
+
+KINDS: dict[str, str] = {
+    kind: f"edgekit.packagers.{kind.replace('-', '_')}"
+    for kind in ("python", "linux-service", "container", "web", "android", "ios", "windows")
+}
+MARKER = "edgekit-package.json"
+"""What a directory is known by as a package; written last."""
+ANY_ENGINE = ("python", "linux-service", "container")
+"""Kinds that run edgekit itself, so that they take artifacts of every engine; ``ENGINES`` says which take part in the others."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """platforms, python: of the machine that it is for, see ``wheels.place``; empty and None take each kind's own choice.
+    wheels: take Python packages from this folder, without a network. base: the OCI image layout that a container is built upon.
+    part: the largest file in bytes, for kinds that cut the weights."""
+
+    platforms: tuple[str, ...] = ()
+    python: str | None = None
+    wheels: Path | None = None
+    base: Path | None = None
+    part: int = 32 << 20
+
+
+@dataclass(frozen=True)
+class Made:
+    """What a packager put into the folder, beside the papers that every package has."""
+
+    components: Sequence[Component]
+    platforms: Sequence[str] = ()
+
+
+class Packager(Protocol):
+    """A module of ``packagers``."""
+
+    def check(self, artifact: Artifact, settings: Settings) -> None:
+        """Before the long job. Raises UsageError and TargetError where this artifact, or these settings, cannot be meant."""
+
+    def fill(self, artifact: Artifact, folder: Path, settings: Settings, progress: Progress) -> Made:
+        """Writes everything but the papers into ``folder``, which is empty."""
+
+
+def package(
+    directory: Path,
+    kind: str,
+    output: Path,
+    settings: Settings | None = None,
+    *,
+    force: bool = False,
+    trust: Trust | None = None,
+    progress: Progress = silent,
+) -> dict[str, object]:
+    """Writes ``output`` and returns what its ``edgekit-package.json`` says. The artifact's every digest is compared before.
+
+    Raises UsageError (an unknown kind, or one that this artifact's engine does not take part in), ArtifactError, SignatureError,
+    EngineMissing (no wheels for that machine), DownloadError, OutputError.
+    """
+    settings = settings or Settings()
+    if kind not in KINDS:
+        raise UsageError(f"--for {kind!r} is unknown; there are: {', '.join(KINDS)}")
+    artifact = load_artifact(directory) if trust is None else open_trusted(directory, trust, progress)
+    check_engine(artifact, kind)
+    check_files(artifact)
+    packager: Packager = importlib.import_module(KINDS[kind])
+    packager.check(artifact, settings)
+    if trust is None:
+        check_digests(artifact, progress)
+    with writing(output, force=force, marker=MARKER) as folder:
+        from edgekit.packagers import papers
+
+        made = packager.fill(artifact, folder, settings, progress)
+        said = describe(artifact, kind, made)
+        papers.write(artifact, kind, folder, made.components)
+        text = json.dumps(said, indent=2) + "\n"
+        papers.checksums(folder, {MARKER: text.encode()}, progress)
+        flush(folder)
+        (folder / MARKER).write_text(text, encoding="utf-8", newline="\n")
+    return said
+
+
+def describe(artifact: Artifact, kind: str, made: Made) -> dict[str, object]:
+    return {
+        "format": "edgekit package",
+        "version": 1,
+        "kind": kind,
+        "producer": f"edgekit {__version__}",
+        "model": artifact.manifest.model.name,
+        "target": artifact.manifest.target,
+        "release": artifact.manifest.release,
+        "platforms": list(made.platforms),
+        "components": len(made.components),
+    }
+
+
+def check_engine(artifact: Artifact, kind: str) -> None:
+    """Raises UsageError."""
+    name = artifact.manifest.engine.name
+    taken = ENGINES[name].packages if name in ENGINES else ()
+    if kind not in (*ANY_ENGINE, *taken):
+        fitting = sorted(engine for engine, known in ENGINES.items() if kind in known.packages)
+        raise UsageError(
+            f"{artifact.directory} is for the engine {name}, and a package for {kind} runs on {' or '.join(fitting)}; "
+            "build the model for such a target: edge targets"
+        )

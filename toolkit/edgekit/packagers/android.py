@@ -1,0 +1,45 @@
+"""``android``: a Gradle project with a module for the model, in Kotlin on ONNX Runtime GenAI, and a minimal app."""
+
+from pathlib import Path
+
+from edgekit.artifact import Artifact
+from edgekit.packagers import Made, Settings
+from edgekit.packagers.apps import check_app, facts
+from edgekit.packagers.parts import Component, copy_artifact, fill_templates
+from edgekit.packagers.split import LIST, listing, split
+from edgekit.packagers.web import refuse_python
+from edgekit.progress import Progress
+
+GENAI, ORT = "0.18.0", "1.31.0"
+"""The version whose Python package opens these artifacts in edgekit's tests, and the ONNX Runtime that it asks for."""
+IN_APP = 150_000_000
+"""Bytes; what is larger is downloaded at the first run. Google Play takes 200 MB as an app's base module (developer.android.com,
+"Android App Bundle: size restrictions"), and the libraries need the rest."""
+ASSETS = Path("model/src/main/assets/artifact")
+HOSTED = Path("hosted/artifact")
+
+
+def check(artifact: Artifact, settings: Settings) -> None:
+    """See ``Packager.check``."""
+    refuse_python(settings, "android")
+    check_app(artifact, ("cpu",), "android")
+
+
+def fill(artifact: Artifact, folder: Path, settings: Settings, progress: Progress) -> Made:
+    """See ``Packager.fill``."""
+    size = sum(info.bytes for info in artifact.manifest.files.values())
+    place = ASSETS if size <= IN_APP else HOSTED
+    copy_artifact(artifact, folder / place, progress)
+    text = listing(split(folder / place, settings.part))
+    (folder / ASSETS).mkdir(parents=True, exist_ok=True)
+    # Of the app in any case: what was downloaded is compared with it.
+    (folder / ASSETS / LIST).write_text(text, encoding="utf-8", newline="\n")
+    values = {**facts(artifact), "genai": GENAI, "ort": ORT, "in_app": place == ASSETS, "megabytes": round(size / 1e6)}
+    fill_templates("android", folder, values)
+    return Made(
+        [
+            Component("onnxruntime-genai-android", GENAI, f"pkg:maven/com.microsoft.onnxruntime/onnxruntime-genai-android@{GENAI}", "MIT"),
+            Component("onnxruntime-android", ORT, f"pkg:maven/com.microsoft.onnxruntime/onnxruntime-android@{ORT}", "MIT"),
+        ],
+        ["android_arm64-v8a"],
+    )

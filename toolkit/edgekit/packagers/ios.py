@@ -1,0 +1,56 @@
+"""``ios``: a Swift package on mlx-swift-lm with the model as its resource, and a minimal app."""
+
+from pathlib import Path
+
+from edgekit.artifact import Artifact
+from edgekit.errors import UsageError
+from edgekit.packagers import Made, Settings
+from edgekit.packagers.apps import facts
+from edgekit.packagers.parts import Component, copy_artifact, fill_templates
+from edgekit.packagers.web import refuse_python
+from edgekit.progress import Progress
+
+SWIFT_LM, TRANSFORMERS, HUB = "3.31.4", "1.3.0", "0.9.0"
+"""mlx-swift-lm, and the tokenizers that its documentation takes."""
+STORE = 4_000_000_000
+"""Bytes of an app in the App Store (developer.apple.com, "Maximum build file sizes")."""
+PLACE = Path("Sources/EdgekitModel/Resources/artifact")
+
+
+def check(artifact: Artifact, settings: Settings) -> None:
+    """See ``Packager.check``."""
+    refuse_python(settings, "ios")
+    limit(artifact)
+    size = sum(info.bytes for info in artifact.manifest.files.values())
+    if size > STORE:
+        raise UsageError(
+            f"{artifact.directory} has {size:,} bytes, more than the {STORE:,} that the App Store takes; choose a smaller model"
+        )
+    if artifact.manifest.chat_template is None:
+        raise UsageError(f"{artifact.directory} has no chat template, and the application is for conversations; give an instruct model")
+
+
+def limit(artifact: Artifact) -> int:
+    """The longest sequence for which a loader other than edgekit's computes what the model does (docs/mlx.md). Raises UsageError."""
+    details = artifact.manifest.engine.details
+    right = details.get("mlx_lm_tokens", artifact.manifest.context.length)
+    if not isinstance(right, int) or right < 1:
+        raise UsageError(f"{artifact.directory} is not computed right by MLX's own loaders: {details.get('mlx_lm_limit')}; docs/mlx.md")
+    return min(right, artifact.manifest.context.length)
+
+
+def fill(artifact: Artifact, folder: Path, settings: Settings, progress: Progress) -> Made:
+    """See ``Packager.fill``."""
+    copy_artifact(artifact, folder / PLACE, progress)
+    versions = {"swift_lm": SWIFT_LM, "transformers": TRANSFORMERS, "hub": HUB}
+    fill_templates("ios", folder, {**facts(artifact), "limit": limit(artifact), **versions})
+    return Made(
+        [
+            Component("mlx-swift-lm", SWIFT_LM, f"pkg:swift/github.com/ml-explore/mlx-swift-lm@{SWIFT_LM}", "MIT"),
+            Component(
+                "swift-transformers", TRANSFORMERS, f"pkg:swift/github.com/huggingface/swift-transformers@{TRANSFORMERS}", "Apache-2.0"
+            ),
+            Component("swift-huggingface", HUB, f"pkg:swift/github.com/huggingface/swift-huggingface@{HUB}", "Apache-2.0"),
+        ],
+        ["ios"],
+    )
