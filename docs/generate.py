@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "toolkit"))
+sys.path[:0] = [str(ROOT / "toolkit"), str(ROOT / "docs")]
 
 import typer  # noqa: E402
 from measured import (  # noqa: E402
