@@ -58,10 +58,10 @@ def apply(update: Path, device: Path, seconds: float | None) -> tuple[bool, floa
     command = [sys.executable, "-m", "edgekit.cli", "apply", str(update), str(device), "--quiet"]
     process = subprocess.Popen(command, env=os.environ | {"PYTHONPATH": str(ROOT / "toolkit")})
     while process.poll() is None and not any(path.name.startswith(".model.partial") for path in device.parent.iterdir()):
-        pass
+        time.sleep(0.0003)
     begun = time.monotonic()
     while process.poll() is None and (seconds is None or time.monotonic() - begun < seconds):
-        pass
+        time.sleep(0.0003)
     wrote = time.monotonic() - begun
     process.kill()
     return process.wait() == -signal.SIGKILL, wrote

@@ -252,7 +252,7 @@ def test_files_that_cannot_be_read_back_are_named(checkpoint: Path, tmp_path: Pa
 
 def test_a_calibrated_artifact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = make_checkpoint(tmp_path / "model", VARIANT)
-    artifact = build(model, tmp_path, "mlx", calibration=TEXT)
+    artifact = build(model, tmp_path, "mlx", calibration=TEXT, method="gptq")
     found = origin(artifact, model)
     assert (found.problems, found.weights) == ((), "as far from its model's as rounding explains")
     right = MlxStored.block
