@@ -248,6 +248,7 @@ def test_ctrl_c_leaves_no_process(artifact: Path, tmp_path: Path) -> None:
 
 
 def test_comparison(measured: Report) -> None:
+    measured = steady(measured)
     rows = {row.name: row for row in compare.compare(measured, faster(measured, 2.0))}
     assert rows["decode@8"].verdict == "better" and rows["decode@8"].ratio == pytest.approx(2)
     assert rows["decode@8"].p == pytest.approx(2 / math.comb(10, 5))
