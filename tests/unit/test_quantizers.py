@@ -17,7 +17,7 @@ from tiny_phi.shapes import SHAPES
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "bench"), str(ROOT / "docs")]
 
-import generate  # noqa: E402
+import measured  # noqa: E402
 
 import fidelity_own  # noqa: E402
 
@@ -68,6 +68,6 @@ def test_losses_are_shown() -> None:
         row("other", "x", 4.5, 0.002),
         row("small", "x", 4.0, 0.02),
     ]
-    table = generate.duels(rows)
+    table = measured.duels(rows)
     assert "| other | 4.500 | 0.002000 | plain | **lost**, 2.0x more | fitted | won, 2.0x less |" in table
     assert "| small | 4.000 | 0.020000 | none |  | none |  |" in table
