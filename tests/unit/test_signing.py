@@ -105,7 +105,7 @@ def test_a_changed_file_cannot_be_signed(copy: Path, keys: tuple[Path, Path]) ->
     data = bytearray(path.read_bytes())
     data[100] ^= 1
     path.write_bytes(data)
-    with pytest.raises(ArtifactError, match=r"tokenizer\.json: its content is not what was built"):
+    with pytest.raises(ArtifactError, match=r"tokenizer\.json: its content, the tokenizer, is not what was built"):
         sign(copy, keys[0])
 
 
