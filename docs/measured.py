@@ -256,7 +256,7 @@ def load(path: str) -> dict[str, Any] | None:
 
 
 def kill_report() -> str:
-    results = [found for name in ("kill", "kill_qnn") if (found := load(f"bench/results/{name}.json")) is not None]
+    results = [json.loads(path.read_text(encoding="utf-8")) for path in sorted((ROOT / "bench/results").glob("kill*.json"))]
     if not results:
         return "Not measured yet: `python bench/kill.py --out bench/results/kill.json`."
     rows: dict[str, dict[str, int]] = {}
