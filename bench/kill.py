@@ -1,7 +1,7 @@
 """Kills builds with SIGKILL at random moments, for every engine installed, and looks at what they left and how the next one goes on.
 
-    python bench/kill.py --kills 300 --engine null --engine onnx --engine openvino --engine mlx --out bench/results/kill.json
-    python bench/kill.py --kills 12 --engine qnn --out bench/results/kill_qnn.json    # its builds take a minute each
+    python bench/kill.py --kills 150 --engine null --engine openvino --out bench/results/kill_null_openvino.json
+    python bench/kill.py --kills 150 --seed 2 --engine onnx --engine mlx --out bench/results/kill_onnx_mlx.json
 
 After each kill: a directory that opens as an artifact holds what its manifest says, byte for byte, and is the old or the new one; where
 an artifact was being replaced, one of both is there. Then the build is run again: every byte, manifest included, is that of a build nobody

@@ -264,7 +264,15 @@ def kill_report() -> str:
         engine, _, stage = key.partition(": ")
         rows.setdefault(stage, {})[engine] = count
     engines = sorted({engine for counts in rows.values() for engine in counts})
-    order = ["begun", "digest of the model", "quantize", "export", "digest of the artifact"]
+    order = [
+        "begun",
+        "digest of the model",
+        "quantize",
+        "export",
+        "fidelity: the model itself",
+        "fidelity: as quantized",
+        "digest of the artifact",
+    ]
     stages = sorted(rows, key=lambda stage: (order.index(stage) if stage in order else len(order), stage))
     cells = [[stage, *(str(rows[stage].get(engine, 0)) for engine in engines)] for stage in stages]
     versions = ", ".join(f"{name} {number}" for name, number in results[0]["versions"].items())
