@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from edgekit import wheels as wheels_of_edgekit
 from edgekit.artifact import EngineInfo, Manifest, load_artifact
 from edgekit.errors import EngineMissing, UsageError
 from edgekit.remote import bundle
@@ -59,7 +60,7 @@ def wheels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Wheels:
 
 
 def declare(monkeypatch: pytest.MonkeyPatch, *needs: str) -> None:
-    monkeypatch.setattr(bundle, "_declared", lambda: list(needs))
+    monkeypatch.setattr(wheels_of_edgekit, "_declared", lambda: list(needs))
 
 
 def test_own_wheel_is_the_same_each_time_and_fits_everywhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -87,7 +88,7 @@ def test_own_wheel_is_the_same_each_time_and_fits_everywhere(monkeypatch: pytest
 )
 def test_the_engine_that_the_manifest_asks_for(manifest: Manifest, requires: dict[str, str], wanted: set[str], unwanted: set[str]) -> None:
     engine = "openvino" if "openvino" in requires else "onnx" if requires else "null"
-    needs = bundle.requirements(replace(manifest, engine=EngineInfo(engine, requires, {})), PI)
+    needs = wheels_of_edgekit.requirements(replace(manifest, engine=EngineInfo(engine, requires, {})), PI.markers)
     names = {need.name for need in needs}
     assert wanted | {"numpy", "jinja2", "tokenizers", "typer", "tomli"} <= names, "tomli: the device has Python 3.10"
     assert not names & unwanted and all(need.marker is None for need in needs)

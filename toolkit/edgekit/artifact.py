@@ -85,6 +85,11 @@ class TokenInfo:
     stop: tuple[int, ...]
     add_bos: bool
 
+    @property
+    def opening(self) -> list[int]:
+        """What raw text begins with."""
+        return [self.bos] if self.add_bos and self.bos is not None else []
+
 
 @dataclass(frozen=True)
 class EncodeVector:

@@ -130,7 +130,7 @@ def build(
 
         # Before a download, too.
         place, found = load_device(device), find(str(model), revision=revision, offline=offline)
-        check_fits(found, load_target(target), place, scheme=scheme, context=context)
+        check_fits(found, wanted, place, scheme=scheme, context=context)
     opened = open_model(resolve(str(model), revision=revision, offline=offline, progress=progress))
     wanted = replace(wanted, context=context_for(opened, wanted, context))
     companions = read_companions(opened.checkpoint, opened.decoder.vocab_size)

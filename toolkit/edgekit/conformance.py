@@ -50,7 +50,7 @@ def greedy_vectors(directory: Path, manifest: Manifest, companions: Companions, 
     """
     prompts = [manifest.conformance.chat[0].rendered] if manifest.conformance.chat else []
     prompts.append("The light in the kitchen")
-    first = [manifest.tokens.bos] if manifest.tokens.add_bos and manifest.tokens.bos is not None else []
+    first = manifest.tokens.opening
     ids = [tuple(companions.tokenizer.encode(text)) for text in prompts]
     ids[-1] = (*first, *ids[-1])
     ids = [prompt for prompt in ids if _fits(prompt, manifest)]

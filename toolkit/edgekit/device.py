@@ -3,7 +3,6 @@
 Device side: imports nothing of the build. ``docs/plan.md`` describes the file.
 """
 
-import difflib
 import json
 import re
 import sys
@@ -13,8 +12,9 @@ from pathlib import Path
 from typing import Literal
 
 from edgekit.errors import TargetError
+from edgekit.files import replace_file
 from edgekit.records import RecordError, parse
-from edgekit.resources import data_folder
+from edgekit.resources import data_file, data_folder, data_names
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -117,7 +117,7 @@ class _File:
 
 def device_names() -> list[str]:
     """The names of all profiles that come with edgekit, sorted."""
-    return sorted(path.stem for path in data_folder("profiles").glob("*.toml"))
+    return data_names("profiles")
 
 
 def devices() -> list[DeviceProfile]:
@@ -130,14 +130,7 @@ def load_device(name_or_path: str | Path) -> DeviceProfile:
 
     Raises TargetError: unknown name (with the known ones), unreadable file, unknown key (with the allowed ones), wrong value.
     """
-    path = Path(name_or_path)
-    if path.suffix != ".toml":
-        known = device_names()
-        if str(name_or_path) not in known:
-            close = difflib.get_close_matches(str(name_or_path).lower(), known, n=1)
-            hint = f", did you mean {close[0]!r}? Known" if close else "; known"
-            raise TargetError(f"unknown device {str(name_or_path)!r}{hint}: {', '.join(known)}; or give the path of a .toml file")
-        path = data_folder("profiles") / f"{name_or_path}.toml"
+    path = data_file("profiles", "device", name_or_path)
     try:
         return parse_device(path.stem, path.read_text(encoding="utf-8"), f"device profile {path}")
     except OSError as error:
@@ -168,9 +161,7 @@ def add_measurement(path: Path, measurement: Measurement) -> DeviceProfile:
     profile = load_device(path)
     text = path.read_text(encoding="utf-8").rstrip("\n") + "\n\n" + measured_toml(measurement)
     changed = parse_device(profile.name, text, f"device profile {path}")
-    unfinished = path.with_name(f".{path.name}.new")
-    unfinished.write_text(text, encoding="utf-8", newline="\n")
-    unfinished.replace(path)
+    replace_file(path, text.encode())
     return changed
 
 

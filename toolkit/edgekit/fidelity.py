@@ -97,8 +97,7 @@ def measure(
             f"{manifest.tokens.vocab_size}: compare the artifact with the model it was built from"
         )
     tokenizer = open_tokenizer(artifact.directory)
-    bos = [manifest.tokens.bos] if manifest.tokens.add_bos and manifest.tokens.bos is not None else []
-    cut = windows(tokenizer.encode(text), bos, manifest.context.length, manifest.context.rope_switch, effort)
+    cut = windows(tokenizer.encode(text), manifest.tokens.opening, manifest.context.length, manifest.context.rope_switch, effort)
     prompts = _prompts(cut, manifest)
     asks = [*(Ask(w.given, w.scored) for w in cut), *(Ask(prompt, greedy=room) for _, prompt, room in prompts)]
     sources = source_digests(model, cache, progress, threads)

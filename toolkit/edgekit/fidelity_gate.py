@@ -124,9 +124,8 @@ def measure_weights(made: Quantized, companions: Companions, text: str, progress
 
     Raises UsageError for too short a text, CheckpointError, FidelityError for weights that give no finite logits.
     """
-    tokens, decoder, quantizer = companions.tokens, made.original.decoder, made.quantizer
-    bos = [tokens.bos] if tokens.add_bos and tokens.bos is not None else []
-    cut = windows(companions.tokenizer.encode(text), bos, decoder.context, decoder.rope.switch, QUICK)
+    decoder, quantizer = made.original.decoder, made.quantizer
+    cut = windows(companions.tokenizer.encode(text), companions.tokens.opening, decoder.context, decoder.rope.switch, QUICK)
     wanted = [(w.given, w.scored) for w in cut]
     stored = {m.weight: m for m in matrices(made.model, made.scheme)}
 

@@ -74,11 +74,9 @@ def settle(
     if chosen in ALONE and budget is None:
         return Fitted(chosen, "", (), None)
     text = calibration if calibration is not None else default_text(model)
-    tokens = companions.tokens
-    bos = [tokens.bos] if tokens.add_bos and tokens.bos is not None else []
     # Within the LongRoPE switch.
     length = model.decoder.rope.switch or model.decoder.context
-    sequences = calibration_tokens(companions.tokenizer.encode(text), bos, length)
+    sequences = calibration_tokens(companions.tokenizer.encode(text), companions.tokens.opening, length)
     return Fitted(chosen, text, sequences[:: max(1, len(sequences) // FEW)] if chosen == "awq" else sequences, budget)
 
 

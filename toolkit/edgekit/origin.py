@@ -7,7 +7,7 @@ the engine's own files by its ``read`` module, which shares nothing with the exp
 import importlib
 import threading
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -80,8 +80,7 @@ def check_origin(artifact: Artifact, model: Model, *, same_source: bool, progres
             problems += [f"rope factors: {what} in {artifact.directory} is not what {_name(model)}'s config.json says" for what in wrong]
             for file, ids in stored.stops().items():
                 problems += _stops(f"{artifact.directory / file}", ids, companions)
-        quantizer = Quantizer(threads, search=manifest.scheme.method != "minmax")
-        found, how, errors = _weights(artifact, model, stored, same_source, quantizer, progress)
+        found, how, errors = _weights(artifact, model, stored, same_source, threads, progress)
         return Origin((*problems, *found), how, errors)
     except ArtifactError as error:
         return Origin((*problems, str(error)), "not read back", {})
@@ -137,11 +136,11 @@ def _context(manifest: Manifest, model: Model) -> list[str]:
 
 
 def _weights(
-    artifact: Artifact, model: Model, stored: Stored, same_source: bool, quantizer: Quantizer, progress: Progress
+    artifact: Artifact, model: Model, stored: Stored, same_source: bool, threads: int | None, progress: Progress
 ) -> tuple[list[str], str, dict[str, float]]:
     """What is wrong, how that was found, and the relative error of every matrix."""
     manifest, ledger = artifact.manifest, Ledger()
-    quantizer = replace(quantizer, search=manifest.scheme.method != "minmax")
+    quantizer = Quantizer(threads, search=manifest.scheme.method != "minmax")
     wanted = _stored_matrices(manifest, model)
     found = {m.weight: _Found() for _, m in wanted}
     lock, total, done = threading.Lock(), sum(m.shape[0] * m.shape[1] for _, m in wanted), 0

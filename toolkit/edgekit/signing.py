@@ -25,6 +25,7 @@ from edgekit.artifact import (
     read_manifest,
 )
 from edgekit.errors import OutputError, SignatureError, UsageError
+from edgekit.files import replace_file
 from edgekit.progress import Progress, silent
 
 if TYPE_CHECKING:
@@ -201,14 +202,7 @@ def _write_new(path: Path, content: bytes, mode: int) -> None:
 
 
 def _replace(path: Path, content: bytes) -> None:
-    """In one step, once it has reached the disk."""
-    staging = path.with_name(f".{path.name}.partial")
     try:
-        with staging.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        staging.replace(path)
+        replace_file(path, content)
     except OSError as error:
-        staging.unlink(missing_ok=True)
         raise OutputError(f"cannot write {path}: {error.strerror or error}") from error

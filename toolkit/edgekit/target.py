@@ -1,6 +1,5 @@
 """Targets: what to build for a kind of device. Each is one file in ``targets/``; TOML selects and parameterizes, Python sequences."""
 
-import difflib
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from typing import Literal, TypeVar
 from edgekit.engines import ENGINES
 from edgekit.errors import TargetError
 from edgekit.records import RecordError, parse
-from edgekit.resources import data_folder
+from edgekit.resources import data_file, data_names
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -53,7 +52,7 @@ class _File:
 
 def target_names() -> list[str]:
     """The names of all targets that come with edgekit, sorted."""
-    return sorted(path.stem for path in data_folder("targets").glob("*.toml"))
+    return data_names("targets")
 
 
 def targets() -> list[Target]:
@@ -66,14 +65,7 @@ def load_target(name_or_path: str | Path) -> Target:
 
     Raises TargetError: unknown name (with the known ones), unreadable file, unknown key (with the allowed ones), wrong value.
     """
-    path = Path(name_or_path)
-    if path.suffix != ".toml":
-        known = target_names()
-        if str(name_or_path) not in known:
-            close = difflib.get_close_matches(str(name_or_path).lower(), known, n=1)
-            hint = f", did you mean {close[0]!r}? Known" if close else "; known"
-            raise TargetError(f"unknown target {str(name_or_path)!r}{hint}: {', '.join(known)}; or give the path of a .toml file")
-        path = data_folder("targets") / f"{name_or_path}.toml"
+    path = data_file("targets", "target", name_or_path)
     try:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
         file = parse(_File, data, unknown="refuse")

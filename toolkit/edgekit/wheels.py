@@ -10,7 +10,7 @@ import re
 import subprocess
 import sys
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from email.message import Message
 from importlib import metadata
@@ -23,6 +23,7 @@ import edgekit
 from edgekit.artifact import Manifest
 from edgekit.engines import ENGINES
 from edgekit.errors import DownloadError, EngineMissing, UsageError
+from edgekit.files import file_digest
 from edgekit.resources import data_folder
 
 DATE = (1980, 1, 1, 0, 0, 0)
@@ -91,13 +92,16 @@ def _place(name: str, python: str, tags: tuple[str, ...], system: tuple[str, str
     return Place(name, python, tags, markers)
 
 
-def requirements(manifest: Manifest, where: Place, extras: Sequence[str]) -> list[Requirement]:
-    """Of the runtime there: of the base, of ``extras``, and of the extra that brings the engine of this artifact."""
+def requirements(manifest: Manifest, markers: Mapping[str, str], extras: Sequence[str] = ()) -> list[Requirement]:
+    """Of the runtime on a machine with these markers: of the base, of ``extras``, and of the extra that brings the engine of this artifact.
+
+    Raises EngineMissing: an engine that is not known here, or edgekit itself is not installed.
+    """
     declared = [Requirement(text) for text in _declared()]
     chosen = [*extras, *_engine_extra(manifest, declared)]
-    environments = [{**where.markers, "extra": extra} for extra in ("", *chosen)]
+    environments = [{**markers, "extra": extra} for extra in ("", *chosen)]
     wanted = [need for need in declared if need.marker is None or any(need.marker.evaluate(one) for one in environments)]
-    return [_bare(need) for need in {str(_bare(need)): need for need in wanted}.values()]
+    return list({str(bare(need)): bare(need) for need in wanted}.values())
 
 
 def _engine_extra(manifest: Manifest, declared: Sequence[Requirement]) -> list[str]:
@@ -132,11 +136,11 @@ def own_license() -> str:
     return text
 
 
-def _bare(need: Requirement) -> Requirement:
+def bare(need: Requirement) -> Requirement:
     """Without its marker, which was read."""
-    bare = Requirement(str(need))
-    bare.marker = None
-    return bare
+    copy = Requirement(str(need))
+    copy.marker = None
+    return copy
 
 
 def own_wheel(folder: Path) -> Path:
@@ -188,11 +192,11 @@ def collect(needed: Sequence[Requirement], where: Place, folder: Path, source: P
     for _ in range(DEEP):
         _download([*wanted, "pip"], where, folder, source)
         # pip reads markers as for the Python that it runs in: what only the other machine needs is asked for by name.
-        missing = [str(_bare(need)) for need, path in _reached(needed, folder, where) if path is None]
+        missing = [str(bare(need)) for need, path in reached(needed, folder.glob("*.whl"), where.markers) if path is None]
         if not missing:
             break
         wanted += missing
-    kept = {path for _, path in _reached([*needed, Requirement("pip")], folder, where) if path is not None}
+    kept = {path for _, path in reached([*needed, Requirement("pip")], folder.glob("*.whl"), where.markers) if path is not None}
     for path in folder.glob("*.whl"):
         if path not in kept:
             path.unlink()
@@ -209,29 +213,44 @@ def _download(wanted: Sequence[str], where: Place, folder: Path, source: Path | 
     here = {held.metadata["Name"]: held.version for held in metadata.distributions() if held.metadata["Name"]}
     pins = "".join(f"{name}=={version}\n" for name, version in sorted(here.items()) if canonicalize_name(name) not in ("edgekit", "pip"))
     constraints = folder / "constraints.txt"
-    said = ""
+    said: Complaint | None = None
     try:
         for text in (pins, ""):  # versions that exist for this machine alone are given up together
             constraints.write_text(text, encoding="utf-8")
             for old in folder.glob("*.whl"):
                 old.unlink()
-            said = _pip([*options, f"--constraint={constraints}", *wanted])
-            if not said:
+            said = pip_download([*options, f"--constraint={constraints}", *wanted])
+            if said is None:
                 return
     finally:
         constraints.unlink()
-    reason = next((line for line in said.splitlines() if "ERROR" in line), said.strip()[-300:]).removeprefix("ERROR: ")
+    assert said is not None
     what = f"Python {where.python} on {where.name}"
-    if any(mark in said for mark in ("No matching distribution", "ResolutionImpossible", "Could not find a version")):
-        raise EngineMissing(f"no wheels for {what}: {reason}; choose another with --platform and --python, or give them with --wheels DIR")
-    raise DownloadError(f"pip could not get the wheels for {what}: {reason}; try again, or give them with --wheels DIR")
+    if said.unpublished:
+        raise EngineMissing(
+            f"no wheels for {what}: {said.reason}; choose another with --platform and --python, or give them with --wheels DIR"
+        )
+    raise DownloadError(f"pip could not get the wheels for {what}: {said.reason}; try again, or give them with --wheels DIR")
 
 
-def _pip(arguments: Sequence[str]) -> str:
-    """What it complained of, nothing if it did its work."""
+@dataclass(frozen=True)
+class Complaint:
+    """Of pip, on one line. unpublished: no wheel fits; else something was in its way."""
+
+    reason: str
+    unpublished: bool
+
+
+def pip_download(arguments: Sequence[str]) -> Complaint | None:
+    """``pip download``; None if it did its work."""
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-input", "--disable-pip-version-check", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
-    return (done.stderr or "pip failed without a word") if done.returncode else ""
+    if not done.returncode:
+        return None
+    lines = [line for line in done.stderr.splitlines() if line.strip()]
+    reason = next((line for line in lines if "ERROR" in line or "No module named pip" in line), lines[-1] if lines else "no word of why")
+    none = ("No matching distribution", "ResolutionImpossible", "Could not find a version")
+    return Complaint(reason.removeprefix("ERROR: ")[:500], any(mark in done.stderr for mark in none))
 
 
 def _metadata(path: Path) -> Message:
@@ -245,8 +264,8 @@ def _wheel(path: Path) -> Wheel:
     classified = [text.rpartition(" :: ")[2] for text in read.get_all("Classifier", []) if text.startswith("License ::")]
     said = read["License-Expression"] or read["License"]
     short = str(said) if said and len(str(said)) < 80 and "\n" not in str(said) else None
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    return Wheel(path, canonicalize_name(str(read["Name"])), str(read["Version"]), digest, short or ", ".join(classified) or None)
+    digest, name = file_digest(path).hex(), canonicalize_name(str(read["Name"]))
+    return Wheel(path, name, str(read["Version"]), digest, short or ", ".join(classified) or None)
 
 
 def papers(wheel: Wheel) -> Iterator[tuple[str, bytes]]:
@@ -265,10 +284,10 @@ def locked(wheels: Sequence[Wheel]) -> str:
     return "".join(f"{one.name}=={one.version} --hash=sha256:{one.sha256}\n" for one in wheels if one.name != "pip")
 
 
-def _reached(needed: Sequence[Requirement], folder: Path, where: Place) -> Iterator[tuple[Requirement, Path | None]]:
-    """Every requirement that holds there, with the wheel that meets it, None where there is none."""
+def reached(needed: Sequence[Requirement], wheels: Iterable[Path], markers: Mapping[str, str]) -> Iterator[tuple[Requirement, Path | None]]:
+    """Every requirement that holds on a machine with these markers, with the wheel that meets it, None where there is none."""
     held: dict[str, tuple[Path, list[Requirement]]] = {}
-    for path in folder.glob("*.whl"):
+    for path in wheels:
         read = _metadata(path)
         held[canonicalize_name(str(read["Name"]))] = (path, [Requirement(text) for text in read.get_all("Requires-Dist", [])])
     waiting = [(need, extra) for need in needed for extra in ("", *need.extras)]
@@ -284,6 +303,6 @@ def _reached(needed: Sequence[Requirement], folder: Path, where: Place) -> Itera
             continue
         path, needs = held[name]
         yield need, path
-        environment = {**where.markers, "extra": extra}
-        held_true = [deep for deep in needs if deep.marker is None or deep.marker.evaluate(environment)]
-        waiting += [(deep, more) for deep in held_true for more in ("", *deep.extras)]
+        environment = {**markers, "extra": extra}
+        asked = [deep for deep in needs if deep.marker is None or deep.marker.evaluate(environment)]
+        waiting += [(deep, more) for deep in asked for more in ("", *deep.extras)]

@@ -106,7 +106,7 @@ def _site(artifact: Artifact, where: Place, settings: Settings, layout: Layout) 
     """The layer with all that runs there, unpacked here: nothing of a wheel is executed, so that any architecture can be made."""
     with tempfile.TemporaryDirectory(prefix="edgekit-") as scratch:
         house, site = Path(scratch) / "wheels", Path(scratch) / "site"
-        wheels = collect(requirements(artifact.manifest, where, ("serve",)), where, house, settings.wheels)
+        wheels = collect(requirements(artifact.manifest, where.markers, ("serve",)), where, house, settings.wheels)
         listed = Path(scratch) / "requirements.txt"
         listed.write_text(locked(wheels), encoding="utf-8")
         fits = [f"--platform={tag}" for tag in where.tags]

@@ -1,7 +1,6 @@
 """JavaScript packages of the npm registry: of pinned versions, by their digests, kept in edgekit's cache."""
 
 import base64
-import hashlib
 import os
 import sys
 import tarfile
@@ -12,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgekit.errors import DownloadError
+from edgekit.files import file_digest
 from edgekit.packagers.parts import Component
 from edgekit.progress import Progress
 from edgekit.records import parse
@@ -70,7 +70,7 @@ def vendor(package: Package, folder: Path, progress: Progress) -> Component:
             (folder / name).write_bytes(read(inside))
         papers = tuple((name, read(name)) for name in package.papers)
     purl = f"pkg:npm/{package.name.replace('@', '%40')}@{package.version}"
-    return Component(package.name, package.version, purl, package.license, _digest(path, "sha256").hex(), papers)
+    return Component(package.name, package.version, purl, package.license, file_digest(path, "sha256").hex(), papers)
 
 
 def place(package: Package) -> Path:
@@ -109,14 +109,6 @@ def _download(package: Package, partial: Path, progress: Progress) -> None:
 
 def _check(package: Package, path: Path) -> None:
     kind, _, wanted = package.integrity.partition("-")
-    if base64.b64encode(_digest(path, kind)).decode() != wanted:
+    if base64.b64encode(file_digest(path, kind)).decode() != wanted:
         path.unlink()
         raise DownloadError(f"{package.url} sent something else than {package.name} {package.version} ({kind} differs); try again")
-
-
-def _digest(path: Path, kind: str) -> bytes:
-    digest = hashlib.new(kind)
-    with path.open("rb") as file:
-        while piece := file.read(CHUNK):
-            digest.update(piece)
-    return digest.digest()

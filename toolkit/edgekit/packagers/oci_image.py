@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgekit.errors import UsageError
+from edgekit.files import file_digest
 
 INDEX = "application/vnd.oci.image.index.v1+json"
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
@@ -83,7 +84,7 @@ class Layout:
             if not target.exists():
                 source = base.folder / "blobs" / "sha256" / digest
                 shutil.copyfile(source, target)
-                if _digest_of(target) != digest:
+                if file_digest(target).hex() != digest:
                     raise UsageError(f"{source} is damaged: its digest is another than its name; copy the base image again")
 
     def image(self, base: Base, architecture: str, layers: Sequence[Layer], run: Mapping[str, object]) -> Document:
@@ -219,11 +220,3 @@ def _parsed(raw: bytes, where: Path) -> Document:
 
 def _list(value: object) -> list[Document]:
     return [one for one in value if isinstance(one, dict)] if isinstance(value, list) else []
-
-
-def _digest_of(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while piece := file.read(CHUNK):
-            digest.update(piece)
-    return digest.hexdigest()

@@ -31,7 +31,7 @@ def fill(artifact: Artifact, folder: Path, settings: Settings, progress: Progres
 def fill_house(artifact: Artifact, folder: Path, settings: Settings, progress: Progress, *, extras: Sequence[str]) -> Made:
     """The package for Python: also the ground of those that add to it."""
     where = one_place(settings)
-    wheels = collect(requirements(artifact.manifest, where, extras), where, folder / WHEELS, settings.wheels)
+    wheels = collect(requirements(artifact.manifest, where.markers, extras), where, folder / WHEELS, settings.wheels)
     copy_artifact(artifact, folder / ARTIFACT, progress)
     (folder / "requirements.txt").write_text(locked(wheels), encoding="utf-8", newline="\n")
     fill_templates("python", folder, facts(artifact, where))

@@ -17,8 +17,9 @@ from typing import Literal
 from edgekit import __version__
 from edgekit.artifact import MANIFEST, Artifact
 from edgekit.errors import DeviceUnfit, LinkBroken
+from edgekit.files import file_digest
 from edgekit.remote.hub_graphs import HubGraph, Phase, graphs
-from edgekit.remote.hub_jobs import PATIENCE, Hub, connect, content
+from edgekit.remote.hub_jobs import PATIENCE, Hub, connect
 from edgekit.resources import cache_folder
 
 VERSION = 1
@@ -88,7 +89,7 @@ def profile_in_hub(
 ) -> HubReport:
     """Raises EngineMissing, Untrusted, DeviceUnfit, ArtifactError; LinkBroken with where the ids of the jobs are kept."""
     found = graphs(artifact)
-    manifest = content(artifact.directory / MANIFEST)
+    manifest = file_digest(artifact.directory / MANIFEST).hex()
     path = journal or _journals() / f"{hashlib.sha256(f'{name}@{system} {manifest}'.encode()).hexdigest()[:16]}.jsonl"
     hub = connect(name, system, path, tell, patience)
     began = datetime.now(timezone.utc).isoformat(timespec="seconds")
@@ -184,7 +185,7 @@ def _uploaded(hub: Hub, group: tuple[HubGraph, ...]) -> str:
     """The model id of a compiled file."""
     binary = group[0].binary
     assert binary is not None
-    digest = content(binary)
+    digest = file_digest(binary).hex()
     hub.tell(f"{hub.where}: uploading {binary.name}")
     return hub.once(f"upload {digest}", lambda: str(hub.client.upload_model(str(binary)).model_id))
 
@@ -204,7 +205,7 @@ def _linked(hub: Hub, group: tuple[HubGraph, ...], compiled: list[str], artifact
 
 def _compile(hub: Hub, graph: HubGraph, artifact: Artifact) -> str:
     """Submits; what it is noted as."""
-    digest = content(artifact.directory / graph.file) + (" " + content(graph.data) if graph.data is not None else "")
+    digest = " ".join(file_digest(path).hex() for path in (artifact.directory / graph.file, graph.data) if path is not None)
     options = f"--target_runtime qnn_dlc --qnn_graph_name {graph.name}"
 
     def upload() -> str:

@@ -1,13 +1,10 @@
 """What a device needs beside the artifact: edgekit's own wheel, made of the package that runs here, and the wheels it needs in turn, of
 versions that are locked once for a kind of device. A device needs no network and no package but Python."""
 
-import email
 import hashlib
 import json
 import os
 import re
-import subprocess
-import sys
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,13 +13,13 @@ from importlib import metadata
 from pathlib import Path
 
 from packaging.requirements import Requirement
-from packaging.utils import canonicalize_name
 
 from edgekit.artifact import Manifest
-from edgekit.engines import ENGINES
 from edgekit.errors import DeviceUnfit, EngineMissing
-from edgekit.remote.transport import Blob, last_line
+from edgekit.files import file_digest, replace_file
+from edgekit.remote.transport import Blob
 from edgekit.resources import cache_folder
+from edgekit.wheels import bare, pip_download, reached, requirements
 from edgekit.wheels import own_wheel as make_own_wheel
 
 DEEP = 5
@@ -68,11 +65,7 @@ class Bundle:
 
 
 def blob(path: Path) -> Blob:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while piece := file.read(1 << 20):
-            digest.update(piece)
-    return Blob(path, digest.hexdigest(), path.stat().st_size)
+    return Blob(path, file_digest(path).hex(), path.stat().st_size)
 
 
 def wheel_folder() -> Path:
@@ -88,45 +81,13 @@ def own_wheel() -> Path:
         return made.replace(wheel_folder() / made.name)
 
 
-def _declared() -> list[str]:
-    try:
-        return metadata.requires("edgekit") or []
-    except metadata.PackageNotFoundError:
-        raise EngineMissing("edgekit is not installed here, only its files are found: pip install -e .") from None
-
-
-def requirements(manifest: Manifest, platform: Platform) -> list[Requirement]:
-    """Of the runtime with this artifact's engine on that platform: of the base, and of the extra that brings what the manifest asks for."""
-    declared = [Requirement(text) for text in _declared()]
-    extras = {extra for need in declared for extra in re.findall(r"extra == \"([\w-]+)\"", str(need.marker or ""))} - {"test"}
-    chosen = ""
-    if manifest.engine.requires:
-        last = canonicalize_name(list(manifest.engine.requires)[-1])
-        brings = [extra for extra in sorted(extras) if any(_of(need, extra) and canonicalize_name(need.name) == last for need in declared)]
-        usual = ENGINES[manifest.engine.name].extra if manifest.engine.name in ENGINES else ""
-        chosen = usual if usual in brings or not brings else brings[0]
-    environment = {**platform.markers, "extra": chosen}
-    return [_bare(need) for need in declared if need.marker is None or need.marker.evaluate(environment)]
-
-
-def _of(need: Requirement, extra: str) -> bool:
-    return f'extra == "{extra}"' in str(need.marker or "")
-
-
-def _bare(need: Requirement) -> Requirement:
-    """Without its marker, which was read."""
-    bare = Requirement(str(need))
-    bare.marker = None
-    return bare
-
-
 def bundle(manifest: Manifest, platform: Platform, heard: Callable[[str], None]) -> Bundle:
     """The wheels for an artifact on a platform: those of the lock where there is one, else newly chosen by pip, of the versions that are
     installed here wherever those fit there.
 
     Raises EngineMissing where there is no package for that platform, DeviceUnfit where pip fails otherwise.
     """
-    needed = requirements(manifest, platform)
+    needed = requirements(manifest, platform.markers)
     there = dict(platform.installed) if platform.bare else {}
     facts = [sorted(map(str, needed)), platform.tags, sorted(platform.markers.items()), sorted(there.items())]
     folder = wheel_folder() / hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
@@ -136,9 +97,7 @@ def bundle(manifest: Manifest, platform: Platform, heard: Callable[[str], None])
         _choose(needed, platform, there, folder, heard)
         names = _closure(needed, platform, folder)
         text = json.dumps({name: blob(folder / name).digest for name in names}, indent=2) + "\n"
-        partial = lock.with_name(f"lock.partial-{os.getpid()}")
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(lock)
+        replace_file(lock, text.encode())
     wheels = {name: blob(folder / name) for name in json.loads(lock.read_text(encoding="utf-8"))}
     own, pip = own_wheel(), pip_wheel()
     return Bundle({**wheels, own.name: blob(own), pip.name: blob(pip)}, there)
@@ -204,52 +163,22 @@ def _stand_in(folder: Path, name: str, version: str) -> None:
 
 
 def _pip(arguments: Sequence[str], what: str) -> None:
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-input", "--disable-pip-version-check", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
-    if not done.returncode:
+    said = pip_download(arguments)
+    if said is None:
         return
-    errors = [line for line in done.stderr.splitlines() if "ERROR" in line or "No module named pip" in line]
-    said = last_line(errors[0] if errors else done.stderr).removeprefix("ERROR: ")
-    if any(mark in done.stderr for mark in ("No matching distribution", "ResolutionImpossible", "Could not find a version")):
-        raise EngineMissing(f"no {what}: {said}")
-    raise DeviceUnfit(f"pip here could not get {what}: {said}; it has to work on this side once: python -m pip --version")
+    if said.unpublished:
+        raise EngineMissing(f"no {what}: {said.reason}")
+    raise DeviceUnfit(f"pip here could not get {what}: {said.reason}; it has to work on this side once: python -m pip --version")
 
 
-def _held(folder: Path) -> dict[str, tuple[str, list[Requirement]]]:
-    """Package -> its wheel, and what it says that it needs."""
-    found: dict[str, tuple[str, list[Requirement]]] = {}
-    for path in [*folder.glob("*.whl"), *(folder / "there").glob("*.whl")]:
-        with zipfile.ZipFile(path) as archive:
-            info = next(name for name in archive.namelist() if name.endswith(".dist-info/METADATA") and name.count("/") == 1)
-            read = email.message_from_bytes(archive.read(info))
-        found[canonicalize_name(str(read["Name"]))] = (path.name, [Requirement(text) for text in read.get_all("Requires-Dist", [])])
-    return found
-
-
-def _reached(needed: Sequence[Requirement], platform: Platform, folder: Path) -> Iterator[tuple[Requirement, str | None]]:
-    """Every requirement that holds on the platform, with the wheel that meets it, None where there is none."""
-    held = _held(folder)
-    waiting = [(need, extra) for need in needed for extra in ("", *need.extras)]
-    seen: set[tuple[str, str]] = set()
-    while waiting:
-        need, extra = waiting.pop()
-        name = canonicalize_name(need.name)
-        if (name, extra) in seen:
-            continue
-        seen.add((name, extra))
-        wheel, needs = held.get(name, (None, []))
-        yield need, wheel
-        environment = {**platform.markers, "extra": extra}
-        waiting += [
-            (deep, more) for deep in needs if deep.marker is None or deep.marker.evaluate(environment) for more in ("", *deep.extras)
-        ]
+def _reached(needed: Sequence[Requirement], platform: Platform, folder: Path) -> Iterator[tuple[Requirement, Path | None]]:
+    return reached(needed, [*folder.glob("*.whl"), *(folder / "there").glob("*.whl")], platform.markers)
 
 
 def _missing(needed: Sequence[Requirement], platform: Platform, folder: Path) -> list[str]:
-    return [str(_bare(need)) for need, wheel in _reached(needed, platform, folder) if wheel is None]
+    return [str(bare(need)) for need, wheel in _reached(needed, platform, folder) if wheel is None]
 
 
 def _closure(needed: Sequence[Requirement], platform: Platform, folder: Path) -> list[str]:
     """The wheels that the platform needs; pip may have brought others for this one."""
-    names = {wheel for _, wheel in _reached(needed, platform, folder) if wheel is not None}
-    return sorted(name for name in names if not (folder / "there" / name).exists())
+    return sorted({wheel.name for _, wheel in _reached(needed, platform, folder) if wheel is not None and wheel.parent == folder})

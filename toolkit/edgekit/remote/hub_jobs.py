@@ -2,7 +2,6 @@
 the models and jobs that it has there."""
 
 import contextlib
-import hashlib
 import io
 import json
 import os
@@ -146,12 +145,3 @@ def plain(text: str) -> str:
     """Without the frames that the client draws, on one line."""
     kept = "".join(c if c.isprintable() and not "─" <= c <= "╿" else " " for c in text)
     return " ".join(kept.split())
-
-
-def content(path: Path) -> str:
-    """The digest of a file."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while piece := file.read(1 << 20):
-            digest.update(piece)
-    return digest.hexdigest()

@@ -4,7 +4,7 @@ import importlib.metadata
 from collections.abc import Mapping
 
 from edgekit.errors import EngineMissing
-from edgekit.resources import release
+from edgekit.resources import check_release
 
 INSTALL = 'pip install "edgekit[mlx]" (macOS on Apple silicon; on Linux with a CPU: pip install "mlx[cpu]" mlx-lm)'
 
@@ -20,8 +20,4 @@ def check_installed(requires: Mapping[str, str]) -> None:
             installed = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             raise missing(f"{package} is not installed") from None
-        if release(installed) < release(needed):
-            raise EngineMissing(
-                f"this artifact needs {package} {needed} or newer, installed is {installed}; upgrade it: "
-                f'pip install --upgrade "{package}>={needed}"'
-            )
+        check_release(package, installed, needed)

@@ -15,7 +15,7 @@ from edgekit.artifact import Manifest
 from edgekit.engines.onnx.providers import PROVIDERS, Provider, open_on, provider
 from edgekit.errors import EngineError, EngineMissing
 from edgekit.parallel import cores
-from edgekit.resources import release
+from edgekit.resources import check_release
 from edgekit.runtime.session import check_call, check_rewind, check_vocabulary
 
 if TYPE_CHECKING:
@@ -43,13 +43,8 @@ def open_session(directory: Path, manifest: Manifest, *, threads: int | None = N
         import onnxruntime
     except ImportError as error:
         raise EngineMissing(f'this artifact runs on ONNX Runtime ({error}); install it: pip install "edgekit[{chosen.extra}]"') from None
-    needed = manifest.engine.requires.get("onnxruntime", "0")
-    if release(onnxruntime.__version__) < release(needed):
-        python = "" if sys.version_info >= (3, 11) else " (from 1.24 on it needs Python 3.11 or newer)"
-        raise EngineMissing(
-            f"this artifact needs onnxruntime {needed} or newer, installed is {onnxruntime.__version__}; "
-            f'upgrade it: pip install --upgrade "onnxruntime>={needed}"{python}'
-        )
+    python = "" if sys.version_info >= (3, 11) else " (from 1.24 on it needs Python 3.11 or newer)"
+    check_release("onnxruntime", onnxruntime.__version__, manifest.engine.requires.get("onnxruntime", "0"), python)
     onnxruntime.disable_telemetry_events()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or cores()

@@ -13,9 +13,9 @@ from edgekit.engines.openvino import npu
 from edgekit.engines.openvino.plugins import check_device, import_openvino
 from edgekit.engines.openvino.settings import Settings, choose
 from edgekit.engines.openvino.warmup import WarmUp
-from edgekit.errors import EngineError, EngineMissing
+from edgekit.errors import EngineError
 from edgekit.parallel import cores
-from edgekit.resources import cache_folder, release
+from edgekit.resources import cache_folder, check_release
 from edgekit.runtime.session import Session, check_call, check_rewind, check_vocabulary
 
 if TYPE_CHECKING:
@@ -48,12 +48,7 @@ def open_session(
     file, or the device's driver fails).
     """
     openvino = import_openvino()
-    needed = manifest.engine.requires.get("openvino", "0")
-    if release(openvino.__version__) < release(needed):
-        raise EngineMissing(
-            f"this artifact needs openvino {needed} or newer, installed is {openvino.__version__.split('-')[0]}; "
-            f'upgrade it: pip install --upgrade "openvino>={needed}"'
-        )
+    check_release("openvino", openvino.__version__.split("-")[0], manifest.engine.requires.get("openvino", "0"))
     core, path, details, context = openvino.Core(), directory / MODEL, manifest.engine.details, manifest.context.length
     device, prompt = str(details["device"]), int(details.get("prompt") or 0)
     if details.get("parts") != "CPU":

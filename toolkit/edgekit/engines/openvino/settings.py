@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from edgekit.files import replace_file
 from edgekit.resources import cache_folder
 
 if TYPE_CHECKING:
@@ -123,6 +124,4 @@ def _write(path: Path, known: Mapping[str, object]) -> None:
     """Not to be able to costs a measurement the next time."""
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f"{path.name}.partial-{os.urandom(4).hex()}")
-        partial.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
-        partial.replace(path)
+        replace_file(path, (json.dumps(known, indent=1) + "\n").encode())

@@ -4,7 +4,6 @@ One part after the other is quantized, compiled and its weights removed again: t
 A compiled part is kept in the cache under a digest of all that it is made of: a build that was broken off goes on there.
 """
 
-import hashlib
 import importlib.util
 import json
 import shutil
@@ -28,6 +27,7 @@ from edgekit.engines.qnn.layout import PROMPT, TOKEN, Layout, Pipeline, PlannedP
 from edgekit.engines.qnn.options import qnn_options
 from edgekit.engines.qnn.stages import needs_length
 from edgekit.errors import EngineMissing
+from edgekit.files import file_digest
 from edgekit.models import Model
 from edgekit.progress import Progress
 from edgekit.quant.scheme import QuantScheme
@@ -185,13 +185,7 @@ def export_part(planned: PlannedPart, layout: Layout, model: Model, directory: P
 
 def facts(planned: PlannedPart, layout: Layout, folder: Path) -> list[str | int | bool]:
     """All that the compiled files of a part depend on; the files are the weights, where they are not in the graphs, and the graphs."""
-    digests = []
-    for path in sorted(path for path in folder.iterdir() if path.is_file()):
-        with path.open("rb") as file:
-            digest = hashlib.sha256()
-            while piece := file.read(1 << 20):
-                digest.update(piece)
-            digests.append(digest.hexdigest())
+    digests = [file_digest(path).hex() for path in sorted(path for path in folder.iterdir() if path.is_file())]
     versions = [version(name) for name in ("onnxruntime", "onnxruntime-qnn")]
     return ["compiled", planned.part.index, *digests, layout.options.chip.model, layout.options.sharing, FINALIZATION, *versions]
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from edgekit.artifact import Manifest
 from edgekit.errors import EngineError, EngineMissing
 from edgekit.parallel import cores
-from edgekit.resources import release
+from edgekit.resources import check_release
 from edgekit.runtime.session import check_call, check_rewind, check_vocabulary
 
 if TYPE_CHECKING:
@@ -78,11 +78,7 @@ def _genai(manifest: Manifest) -> ModuleType:
         "onnxruntime-genai": onnxruntime_genai.__version__,
     }
     for name, needed in manifest.engine.requires.items():
-        if release(found[name]) < release(needed):
-            raise EngineMissing(
-                f"this artifact needs {name} {needed} or newer, installed is {found[name]}; "
-                f'upgrade it: pip install --upgrade "{name}>={needed}"'
-            )
+        check_release(name, found[name], needed)
     onnxruntime_genai.disable_telemetry_events()
     try:
         onnxruntime_genai.register_execution_provider_library(PROVIDER, onnxruntime_qnn.get_library_path())
