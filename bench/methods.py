@@ -39,12 +39,15 @@ from tiny_phi import text as tiny_text  # noqa: E402
 ROWS: list[tuple[str, str, float | None]] = [
     ("int4-g32", "minmax", None),
     ("int4-g32", "search", None),
+    ("int4-g32", "equalize", None),
     ("int4-g32", "awq-gptq", None),
     ("int4-g64", "awq-gptq", None),
     *(("int4-g128", method, None) for method in fitting.METHODS),
-    ("int4-g128", "search", 0.2),
+    ("int4-sym-g128", "search", None),
+    ("int4-sym-g128", "equalize", None),
+    ("int4-g128", "equalize", 0.2),
     ("int4-g128", "awq-gptq", 0.2),
-    ("int4-g128", "search", 0.5),
+    ("int4-g128", "equalize", 0.5),
     ("int4-g128", "awq-gptq", 0.5),
 ]
 """Scheme, method, and bits a weight above the scheme's least."""

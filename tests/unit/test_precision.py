@@ -142,7 +142,7 @@ def test_a_budget_of_bytes_is_of_the_files(tmp_path: Path, monkeypatch: pytest.M
         ({"fit_bytes": 1000}, r"--fit 1e-06GB is below the least for .* here, 0\.\d+GB"),
         ({"bits": 5.0, "fit_bytes": 1000}, "contradict"),
         ({"bits": 5.0, "scheme": "int4-sym-g128"}, "one format only"),
-        ({"method": "best"}, "unknown method 'best'; known: minmax, search, awq, gptq, awq-gptq"),
+        ({"method": "best"}, "unknown method 'best'; known: minmax, search, equalize, awq, gptq, awq-gptq"),
         ({"method": "search", "calibration": "text"}, "looks at the weights only"),
     ],
 )

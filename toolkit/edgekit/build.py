@@ -115,7 +115,7 @@ def build(
     calibration: text like what the model will meet, 10,000 tokens or more: 4-bit weights are fitted to it (``calibrate.py``), which takes
              a pass of the reference decoder over it.
     method:  how (``fitting.METHODS``). One that needs a text and is given none takes the model's own or edgekit's. None: the best one where
-             there is a text, else ``search``, which looks at the weights only.
+             there is a text, else ``equalize``, which looks at the weights only.
     bits, fit_bytes: a budget of storage for each weight, or of the artifact's weights in all; matrices get finer formats than the scheme's
              where that does most (``precision.py``).
     threads: that hash and quantize, and of the engine when it computes the conformance vectors; None takes every core. The artifact is

@@ -18,7 +18,7 @@ import numpy as np
 
 from edgekit import cache as kept
 from edgekit.errors import OutputError, UsageError
-from edgekit.folds import FIRST, NORMS, SHARED, LayerFolds, folded, folded_norm, rows, sizes, value_heads
+from edgekit.folds import FIRST, NORMS, SHARED, LayerFolds, folded, folded_norm, packed, packed_bytes, rows, unpacked, value_heads
 from edgekit.models import Model
 from edgekit.progress import Progress
 from edgekit.quant import concatenate, dequantize, quantize
@@ -183,20 +183,11 @@ class _Pass:
                 )
                 store_block(model, m, start, stop, block, store)
         layer.settled = True
-        parts = [memoryview(values.astype("<f4")).cast("B") for values in self._complete(layer)]
+        parts = packed(model, layer.index, layer.folds)
         about = {"model": model.checkpoint.source.name, "file": "calibration", "format": "folds"}
         kept.store(store.cache, self._group(), f"layer-{layer.index}", parts, about)
         if self.load(layer.index) is None:
             raise OutputError(f"calibrated weights cannot be kept in {store.cache.directory}: free space there, or set EDGEKIT_CACHE")
-
-    def _complete(self, layer: _Layer) -> list[F32]:
-        """Every array of ``folds.sizes``: ones, or the checkpoint's, where nothing was folded."""
-        held = layer.columns | layer.vectors
-        every = sizes(self._model.decoder)
-        return [
-            held[n] if n in held else np.ones(size, np.float32) if n in SHARED else self._model.tensor(f"layers.{layer.index}.{n}")
-            for n, size in every.items()
-        ]
 
     def _group(self) -> str:
         digests = sorted(source.sha256 for source in self._store.sources.values())
@@ -204,14 +195,11 @@ class _Pass:
 
     def load(self, index: int) -> _Layer | None:
         """A settled layer as the store holds it, or None."""
-        model, every = self._model, sizes(self._model.decoder)
-        payload = kept.load(self._store.cache, self._group(), f"layer-{index}", 4 * sum(every.values()))
+        model = self._model
+        payload = kept.load(self._store.cache, self._group(), f"layer-{index}", packed_bytes(model.decoder))
         if payload is None:
             return None
-        values = np.frombuffer(payload, "<f4").astype(np.float32)
-        held = dict(zip(every, np.split(values, np.cumsum(list(every.values()))[:-1]), strict=True))
-        columns = {n: v for n, v in held.items() if n in SHARED and (v != 1).any()}
-        vectors = {n: v for n, v in held.items() if n not in SHARED and (v != model.tensor(f"layers.{index}.{n}")).any()}
+        folds = unpacked(model, index, payload)
         made: dict[str, QuantizedTensor] = {}
         for part in FIRST:
             m = self._every[f"layers.{index}.{part}"]
@@ -220,7 +208,7 @@ class _Pass:
             if len(there) < len(blocks):
                 return None
             made[part] = concatenate(there)
-        return _Layer(index, made, columns, vectors, settled=True)
+        return _Layer(index, made, dict(folds.columns), dict(folds.vectors), settled=True)
 
 
 def _unfolded(model: Model, layer: _Layer, part: str) -> F32:

@@ -13,18 +13,21 @@ from edgekit.calibrate import Fitting, calibrate, calibration_tokens, kept_as
 from edgekit.calibration_text import calibration_text
 from edgekit.checkpoint import reading
 from edgekit.companions import Companions
+from edgekit.equalize import equalize
 from edgekit.errors import UsageError
 from edgekit.models import Model
 from edgekit.precision import Budget, check_budget, measured, mixed, sample
 from edgekit.progress import Progress
 from edgekit.quant.scheme import QuantScheme
-from edgekit.quantized import Kept, Quantizer
+from edgekit.quantized import Kept, Quantizer, matrices
 from edgekit.sensitivity import LENGTH, SEQUENCES
 
-Method = Literal["minmax", "search", "awq", "gptq", "awq-gptq"]
+Method = Literal["minmax", "search", "equalize", "awq", "gptq", "awq-gptq"]
 METHODS: tuple[Method, ...] = get_args(Method)
-ALONE: tuple[Method, ...] = ("minmax", "search")
+ALONE: tuple[Method, ...] = ("minmax", "search", "equalize")
 """Methods that look at the weights only."""
+USUAL: Method = "equalize"
+"""What a build does without a text: the best of these in docs/quantization.md's table."""
 BEST: Method = "awq-gptq"
 """What ``--calibrate`` does: the best of docs/quantization.md's table."""
 FEW = 16
@@ -66,7 +69,7 @@ def settle(
     """What was asked for. Raises UsageError for an unknown method, wishes that contradict each other, and too short a text."""
     if method is not None and method not in METHODS:
         raise UsageError(f"unknown method {method!r}; known: {', '.join(METHODS)}")
-    chosen: Method = method or (BEST if calibration is not None else "search")
+    chosen: Method = method or (BEST if calibration is not None else USUAL)
     if calibration is not None and chosen in ALONE and budget is None:
         raise UsageError(f"--method {chosen} looks at the weights only; leave out --calibrate, or take {BEST}")
     if scheme.linear.symmetric and chosen not in ALONE:
@@ -91,6 +94,7 @@ def within_budget(
         return scheme
     check_budget(model, scheme, fitted.budget, weigh)
     sequences = sample(fitted.sequences, model, LENGTH, SEQUENCES)
+    model = _equalized(model, scheme, fitted, quantizer, progress)
     losses = measured(model, scheme, sequences, quantizer.cache, quantizer.sources, progress)
     return mixed(model, scheme, fitted.budget, losses, weigh)
 
@@ -100,9 +104,16 @@ def fit(
 ) -> tuple[Model, Quantizer]:
     """The model to lay out, which a calibration may have folded, and what gives its weights. Raises as ``calibrate`` does."""
     if fitted.method in ALONE:
-        return model, replace(quantizer, search=fitted.method == "search")
+        return _equalized(model, scheme, fitted, quantizer, progress), replace(quantizer, search=fitted.method != "minmax")
     fitting = cast(Fitting, fitted.method)
     # Without the user's cache the blocks lie beside what they become, and go with it.
     place = quantizer.cache or Cache(staging / CALIBRATED, sys.maxsize)
     store = Kept(place, quantizer.sources, kept_as(scheme, model, fitting, fitted.sequences))
     return calibrate(model, scheme, fitting, fitted.sequences, store, progress), replace(quantizer, calibrated=store)
+
+
+def _equalized(model: Model, scheme: QuantScheme, fitted: Fitted, quantizer: Quantizer, progress: Progress) -> Model:
+    if fitted.method != "equalize":
+        return model
+    formats = {m.weight: m.format for m in matrices(model, scheme)}
+    return equalize(model, formats, progress, cache=quantizer.cache, sources=quantizer.sources, threads=quantizer.threads)

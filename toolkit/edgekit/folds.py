@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from edgekit.models import Folded
+from edgekit.models import Folded, Model
 from edgekit.models.decoder import DecoderConfig
 from edgekit.quant.rtn import F32
 
@@ -78,6 +78,29 @@ def folded(decoder: DecoderConfig, layers: Sequence[LayerFolds]) -> Folded:
             if factors is not None:
                 by_row[f"layers.{i}.{part}"] = factors
     return Folded(vectors, by_row, by_column)
+
+
+def packed(model: Model, index: int, layer: LayerFolds) -> list[memoryview]:
+    """The folds of layer ``index`` for a cache: ones, or what the checkpoint has, where nothing is folded."""
+    held = {**layer.columns, **layer.vectors}
+    every = sizes(model.decoder)
+    found = [
+        held[n] if n in held else np.ones(size, np.float32) if n in SHARED else model.tensor(f"layers.{index}.{n}")
+        for n, size in every.items()
+    ]
+    return [memoryview(values.astype("<f4")).cast("B") for values in found]
+
+
+def packed_bytes(decoder: DecoderConfig) -> int:
+    return 4 * sum(sizes(decoder).values())
+
+
+def unpacked(model: Model, index: int, payload: memoryview) -> LayerFolds:
+    """What was ``packed``."""
+    every, values = sizes(model.decoder), np.frombuffer(payload, "<f4").astype(np.float32)
+    held = dict(zip(every, np.split(values, np.cumsum(list(every.values()))[:-1]), strict=True))
+    columns = {n: v for n, v in held.items() if n in SHARED and (v != 1).any()}
+    return LayerFolds(columns, {n: v for n, v in held.items() if n not in SHARED and (v != model.tensor(f"layers.{index}.{n}")).any()})
 
 
 def sizes(decoder: DecoderConfig) -> dict[str, int]:

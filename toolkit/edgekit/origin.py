@@ -19,6 +19,7 @@ from edgekit.artifact import Artifact, Manifest, TensorFormat
 from edgekit.companions import TEMPLATE, Companions, read_companions
 from edgekit.digest import Ledger, weight_digests
 from edgekit.engines import ENGINES
+from edgekit.equalize import equalize
 from edgekit.errors import ArtifactError
 from edgekit.models import Model
 from edgekit.parallel import in_threads
@@ -31,8 +32,8 @@ from edgekit.stored import Stored
 WORSE = 4.0
 """How many times the error of plain rounding a matrix may have that was fitted to a text or built by another edgekit. GPTQ's was 1.1 to 2.1
 times as large on tiny-phi and two random models; shuffled scales came out at 2.0 to 9.2, so here the manifest's digests tell more."""
-IN_PLACE = ("gptq",)
-"""Calibrations that change no weight but by rounding it."""
+IN_PLACE = ("minmax", "search", "gptq")
+"""Methods that change no weight but by rounding it."""
 PARTS = ("codes", "scales", "zero points")
 
 
@@ -140,6 +141,9 @@ def _weights(
 ) -> tuple[list[str], str, dict[str, float]]:
     """What is wrong, how that was found, and the relative error of every matrix."""
     manifest, ledger = artifact.manifest, Ledger()
+    if same_source and manifest.scheme.method == "equalize":
+        formats = {m.weight: m.format for _, m in _stored_matrices(manifest, model)}
+        model = equalize(model, formats, progress, threads=threads)
     quantizer = Quantizer(threads, search=manifest.scheme.method != "minmax")
     wanted = _stored_matrices(manifest, model)
     found = {m.weight: _Found() for _, m in wanted}
@@ -205,7 +209,7 @@ def _judge(
 ) -> tuple[list[str], str]:
     manifest, problems = artifact.manifest, []
     exact = same_source and _plain(manifest)
-    rounded = same_source and (manifest.calibration is None or manifest.calibration.method in IN_PLACE)
+    rounded = same_source and manifest.scheme.method in IN_PLACE
     for name, one in found.items():
         error, _, own = one.sums
         where = f"{name} ({stored.where(name)} in {artifact.directory})"

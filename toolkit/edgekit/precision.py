@@ -98,7 +98,8 @@ def measured(
     widest = max(forms, key=len)
     digests = sorted(source.sha256 for source in sources.values())
     facts = [f"{f.bits}/{f.group}" for f in widest]
-    group = kept.group_name(("sensitivity", VERSION, *digests, *facts, repr([list(s) for s in sequences])))
+    folds = "".join(model.folded.digest(name) for unit in every for name in unit.weights)
+    group = kept.group_name(("sensitivity", VERSION, *digests, *facts, folds, repr([list(s) for s in sequences])))
     shape = (len(every), len(widest))
     payload = kept.load(cache, group, "kl", 8 * len(every) * len(widest)) if cache is not None else None
     if payload is not None:

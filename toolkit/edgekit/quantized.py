@@ -121,7 +121,8 @@ def block(model: Model, m: Wanted, start: int, stop: int, quantizer: Quantizer) 
         return found
     if quantizer.cache is None:
         return _fresh(model, m, start, stop, quantizer)
-    store = Kept(quantizer.cache, quantizer.sources, "search" if quantizer.search and m.format.bits == 4 else "min/max")
+    how = "search" if quantizer.search and m.format.bits == 4 else "min/max"
+    store = Kept(quantizer.cache, quantizer.sources, how + model.folded.digest(m.weight))
     found = load_block(model, m, start, stop, store)
     if found is None:
         found = _fresh(model, m, start, stop, quantizer)
@@ -140,11 +141,15 @@ def load_block(model: Model, m: Wanted, start: int, stop: int, store: Kept) -> Q
 def store_block(model: Model, m: Wanted, start: int, stop: int, made: QuantizedTensor, store: Kept) -> None:
     """Keeps quantized rows, unless the store takes nothing more. Raises CheckpointError when their file was changed meanwhile."""
     file, group, name = _place(model, m, start, stop, store)
-    # Looked at after the rows were read: what is kept is surely of the file that was digested.
-    if kept.stamp(file) != store.sources[file].stamp:
-        raise CheckpointError(f"{file} was changed while it was built from; wait until it is complete, then build again")
+    check_unchanged(file, store.sources)
     about = {"model": model.checkpoint.source.name, "file": file.name, "format": f"INT{m.format.bits} g{m.format.group}"}
     kept.store(store.cache, group, name, _pack(made), about)
+
+
+def check_unchanged(file: Path, sources: Mapping[Path, SourceFile]) -> None:
+    """Asked after it was read: what is then kept is surely of the file that was digested. Raises CheckpointError."""
+    if kept.stamp(file) != sources[file].stamp:
+        raise CheckpointError(f"{file} was changed while it was built from; wait until it is complete, then build again")
 
 
 def _place(model: Model, m: Wanted, start: int, stop: int, store: Kept) -> tuple[Path, str, str]:

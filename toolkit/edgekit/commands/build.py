@@ -47,8 +47,8 @@ def build(
         str | None,
         typer.Option(
             "--method",
-            help="How 4-bit weights are rounded: minmax or search (the default) by themselves; awq, gptq or awq-gptq (the default with "
-            "--calibrate) for a text.",
+            help="How 4-bit weights are rounded: minmax, search or equalize (the default) by themselves; awq, gptq or awq-gptq (the "
+            "default with --calibrate) for a text.",
             show_default=False,
         ),
     ] = None,

@@ -1,5 +1,6 @@
 """The architectures edgekit knows, one file each, and a checkpoint seen through them: canonical weights of a known decoder."""
 
+import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -39,6 +40,16 @@ class Folded:
     vectors: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
     rows: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
     columns: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+
+    def digest(self, name: str) -> str:
+        """Of all that changes a matrix; empty where nothing does."""
+        parts = [(kind, factors[name]) for kind, factors in (("rows", self.rows), ("columns", self.columns)) if name in factors]
+        if not parts:
+            return ""
+        digest = hashlib.sha256()
+        for kind, values in parts:
+            digest.update(kind.encode() + values.astype("<f4").tobytes())
+        return f" folded {digest.hexdigest()}"
 
 
 @dataclass(frozen=True)

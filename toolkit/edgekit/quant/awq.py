@@ -34,21 +34,34 @@ def factors(
     tied: for each column a number; those of one number get one factor (query heads that read one value head).
     """
     group = np.arange(len(moments)) if tied is None else tied
-    count = np.bincount(group)
-    size = _even(np.bincount(group, moments) / count)
-    weight = _even(np.bincount(group, sum((w.astype(np.float64) ** 2).mean(axis=0) for w in weights)) / count)
+    size = _sizes(moments, group)
+    weight = _sizes(sum((w.astype(np.float64) ** 2).mean(axis=0) for w in weights), group)
     sample = [np.ascontiguousarray(w[:: max(1, len(w) // SAMPLE)]) for w in weights]
     share = [len(w) / len(s) for w, s in zip(weights, sample, strict=True)]
     best, least = np.ones(len(moments), np.float32), np.inf
     for a in SIZE:
         for b in WEIGHT:
-            raw = size**a / weight**b
-            raw = np.clip(raw / np.sqrt(raw.max() * raw.min()), 1 / REACH, REACH)
-            f = (np.exp2(np.rint(np.log2(raw))) if powers_of_two else raw)[group].astype(np.float32)
+            f = _within(size**a / weight**b, group, powers_of_two)
             error = sum(part * _error(w * f, moments / f.astype(np.float64) ** 2, format) for part, w in zip(share, sample, strict=True))
             if error < least:
                 best, least = f, error
     return best
+
+
+def balanced(moments: F64, squares: F64, *, tied: NDArray[np.intp] | None = None, powers_of_two: bool = False) -> F32:
+    """f [K], float32, with both exponents a half. moments, squares: mean squares of the inputs and of the columns of the weights, [K]."""
+    group = np.arange(len(moments)) if tied is None else tied
+    return _within(np.sqrt(_sizes(moments, group) / _sizes(squares, group)), group, powers_of_two)
+
+
+def _within(raw: F64, group: NDArray[np.intp], powers_of_two: bool) -> F32:
+    raw = np.clip(raw / np.sqrt(raw.max() * raw.min()), 1 / REACH, REACH)
+    return (np.exp2(np.rint(np.log2(raw))) if powers_of_two else raw)[group].astype(np.float32)
+
+
+def _sizes(squares: F64, group: NDArray[np.intp]) -> F64:
+    """One for each group of columns, even."""
+    return _even(np.bincount(group, squares) / np.bincount(group))
 
 
 def _even(squares: F64) -> F64:
