@@ -30,6 +30,7 @@ from measured import (  # noqa: E402
     lookup_table,
     plan_table,
     profile_bench,
+    qnn_report,
     quantizer_tables,
     serve_report,
     session_table,
@@ -62,6 +63,7 @@ PAGES = (
     "docs/signing.md",
     "docs/updates.md",
     "docs/plan.md",
+    "docs/qnn.md",
     "docs/fidelity.md",
     "toolkit/edgekit/tiny_phi/README.md",
 )
@@ -237,6 +239,7 @@ def default(option: Any) -> str:
 
 GENERATED = {
     "serve": serve_report,
+    "qnn": qnn_report,
     "tamper": tamper_report,
     "update": update_report,
     "kill": kill_report,
