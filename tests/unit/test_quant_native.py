@@ -10,7 +10,7 @@ from hypothesis.extra import numpy as arrays
 from numpy.typing import NDArray
 
 from edgekit.errors import CheckpointError
-from edgekit.quant import Format, QuantizedTensor, dequantize, native, quantize
+from edgekit.quant import Format, QuantizedTensor, columns, dequantize, native, quantize
 
 pytestmark = pytest.mark.skipif(native.KERNEL is None, reason="no C compiler was at hand when edgekit was installed")
 FORMATS = [Format(bits, group) for bits in (4, 8) for group in (32, 64, 128)]
@@ -98,3 +98,31 @@ def test_a_library_of_another_version_is_not_used(tmp_path: Path, monkeypatch: p
     assert native.load(place) is not None
     monkeypatch.setattr(native, "VERSION", native.VERSION + 1)
     assert native.load(place) is None
+
+
+@pytest.mark.parametrize(("n", "b"), [(1, 1), (7, 32), (33, 128), (64, 100)])
+def test_columns_equal_to_numpy(n: int, b: int) -> None:
+    rng = np.random.default_rng(n * b)
+    weight = rng.standard_normal((n, b)).astype(np.float32)
+    scale = np.repeat(rng.uniform(0.05, 0.4, (n, -(-b // 32))).astype(np.float32), 32, axis=1)[:, :b].copy()
+    zero = np.repeat(rng.integers(0, 16, (n, -(-b // 32))).astype(np.float32), 32, axis=1)[:, :b].copy()
+    x = rng.standard_normal((3 * b, b)).astype(np.float32)
+    h = np.ascontiguousarray(x.T @ x)
+    upper = np.ascontiguousarray(np.linalg.cholesky(np.linalg.inv(h)).T.astype(np.float32))
+
+    def run() -> list[F32]:
+        w, codes = weight.copy(), np.empty_like(weight)
+        errors = columns.compensate(w, scale, zero, upper, codes)
+        pull = np.ascontiguousarray((weight - codes * scale) @ h)
+        first = codes.copy()
+        columns.descend(scale, zero, h, pull, codes)
+        return [first, errors, codes, pull]
+
+    got = run()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(native, "COMPENSATE", None)
+        patch.setattr(native, "DESCEND", None)
+        wanted = run()
+    assert (got[0] != got[2]).any() or b == 1, "a sweep changes codes"
+    for a, expected in zip(got, wanted, strict=True):
+        np.testing.assert_array_equal(a, expected)
