@@ -26,13 +26,6 @@ from pathlib import Path
 import measure
 
 ROOT = Path(__file__).resolve().parent.parent
-PLAIN = """
-import functools, sys
-from edgekit import build, cli
-module = sys.modules["edgekit.build"]
-module.Quantizer = functools.partial(module.Quantizer, search=False)
-cli.app()
-"""
 GATED = """
 import sys, time
 from edgekit import build, cli
@@ -91,8 +84,9 @@ def routes(tools: Sequence[str], targets: Sequence[str]) -> list[Route]:
         tool = tool_for([target])
         found.append(Route(f"edgekit {target}", tool, edgekit([target], "-c", GATED)))
         found.append(Route(f"edgekit {target}, --no-verify", tool, edgekit([target], "-m", "edgekit.cli", more=["--no-verify"])))
-        plain = edgekit([target], "-c", PLAIN, more=["--no-verify"])
-        found.append(Route(f"edgekit {target}, min/max, --no-verify", tool, plain))
+        for method in ("search", "minmax"):
+            alone = edgekit([target], "-m", "edgekit.cli", more=["--no-verify", "--method", method])
+            found.append(Route(f"edgekit {target}, {method}, --no-verify", tool, alone))
         kept = edgekit([target], "-m", "edgekit.cli", more=["--no-verify"], cached=True)
         found.append(Route(f"edgekit {target} {FROM_CACHE}, --no-verify", tool, kept))
     if "edgekit" in tools and len(targets) > 1:
