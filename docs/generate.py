@@ -255,6 +255,7 @@ GENERATED = {
     "divergence": divergence_table,
     "quantizers": quantizer_tables,
     "build": build_table,
+    "build-cpu": lambda: build_table("build_cpu"),
     "build-intel": lambda: build_table("build_intel"),
     "decode": decode_table,
     "session": session_table,

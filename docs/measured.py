@@ -135,7 +135,7 @@ def build_table(name: str = "build") -> str:
     result = load(f"bench/results/{name}.json")
     if result is None:
         return "Not measured yet: `python bench/build.py`."
-    rows = []
+    rows, gated = [], any(run.get("gate") for runs in result["runs"].values() for run in runs)
     for route, runs in result["runs"].items():
         good = [run for run in runs if not run["status"]]
         if not good:
@@ -144,8 +144,18 @@ def build_table(name: str = "build") -> str:
         middle = {key: statistics.median(run[key] for run in good) for key in ("wall", "user", "system", "peak", "anonymous", "bytes")}
         seconds = [f"{middle[key]:.1f}" for key in ("wall", "user", "system")]
         gigabytes = [f"{middle[key] / 1e9:.2f}" for key in ("peak", "anonymous", "bytes")]
-        rows.append([route, *seconds, *gigabytes])
-    head = ["converter", "wall s", "user s", "system s", "peak RSS GB", "of it not mapped files", "artifact GB"]
+        gate = [f"{good[0]['gate']:.1f}" if good[0]["gate"] else ""] if gated else []
+        rows.append([route, *seconds, *gate, *gigabytes])
+    head = [
+        "converter",
+        "wall s",
+        "user s",
+        "system s",
+        *(["of wall: gate s"] if gated else []),
+        "peak RSS GB",
+        "of it not mapped files",
+        "artifact GB",
+    ]
     versions = ", ".join(f"{name} {value}" for tool in result["versions"].values() for name, value in sorted(tool.items()))
     machine = f"{result['machine']['processor']}, {result['machine']['cores']} cores, {result['machine']['memory_gb']:.0f} GB"
     return "\n\n".join([table(head, rows), f"`{result['command']}`; {machine}; {versions}."])

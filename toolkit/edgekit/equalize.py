@@ -39,6 +39,8 @@ VERSION = 1
 """Raised by whoever changes what comes out, or kept factors would be taken for new."""
 BLOCK = 1 << 20
 """Weights that a thread holds at a time."""
+LARGE = 2048
+"""Rows from which on a part of them stands for all."""
 PIECES, ROWS = 4, 16
 """Rows of a matrix that factors are judged by, at so many places."""
 NODES, SHARE = np.polynomial.hermite_e.hermegauss(64)
@@ -101,12 +103,11 @@ def _folds(model: Model, index: int, formats: Mapping[str, Format]) -> LayerFold
     at, decoder = f"layers.{index}", model.decoder
     columns, vectors = dict[str, F32](), dict[str, F32]()
 
-    def balance(first: str, size: F64, seen: Sequence[_Seen], before: _Seen | None, tied: NDArray[np.intp] | None) -> None:
+    def balance(first: str, size: F64, squares: Sequence[F64], before: _Seen | None, tied: NDArray[np.intp] | None) -> None:
         names = [f"{at}.{part}" for part in SHARED[first]]
         if any(formats[name].bits != 4 for name in names):
             return
-        weight = sum((one.columns for one in seen), np.zeros(len(size)))
-        factors = balanced(size, weight, tied=tied, powers_of_two=before is not None)
+        factors = balanced(size, np.sum(squares, axis=0), tied=tied, powers_of_two=before is not None)
         if before is None:
             vector, factors = folded_norm(model.tensor(f"{at}.{NORMS[first]}"), factors)
         elif tied is not None:
@@ -118,47 +119,54 @@ def _folds(model: Model, index: int, formats: Mapping[str, Format]) -> LayerFold
             vectors[NORMS[first]] = vector
 
     gain = np.square(model.tensor(f"{at}.input_norm"), dtype=np.float64)
-    q, k, v = (_look(model, f"{at}.{part}", gain) for part in ("q_proj", "k_proj", "v_proj"))
-    balance("q_proj", gain, (q, k, v), None, None)
+    q, k = (_columns(model, f"{at}.{part}") for part in ("q_proj", "k_proj"))
+    ((v,), _) = _look(model, [f"{at}.v_proj"], gain)
+    balance("q_proj", gain, (q, k, v.columns), None, None)
     heads = value_heads(decoder)
     values = v.rows + (np.square(model.tensor(f"{at}.v_proj.bias"), dtype=np.float64) if decoder.qkv_bias else 0.0)
-    balance("o_proj", values[heads], (_look(model, f"{at}.o_proj", values[heads]),), v, heads)
+    balance("o_proj", values[heads], (_columns(model, f"{at}.o_proj"),), v, heads)
     gain = np.square(model.tensor(f"{at}.post_attention_norm"), dtype=np.float64)
-    gate, up = (_look(model, f"{at}.{part}", gain) for part in ("gate_proj", "up_proj"))
-    balance("gate_proj", gain, (gate, up), None, None)
-    size = _product(gate.rows, up.rows, _common(model, at, gain))
-    balance("down_proj", size, (_look(model, f"{at}.down_proj", size),), up, np.arange(len(size)))
+    (gate, up), common = _look(model, [f"{at}.gate_proj", f"{at}.up_proj"], gain)
+    balance("gate_proj", gain, (gate.columns, up.columns), None, None)
+    size = _product(gate.rows, up.rows, common)
+    balance("down_proj", size, (_columns(model, f"{at}.down_proj"),), up, np.arange(len(size)))
     return LayerFolds(columns, vectors)
 
 
-def _blocks(model: Model, *names: str) -> Iterator[tuple[slice, list[F32]]]:
-    """The same rows of matrices of one shape, some at a time."""
+def _blocks(model: Model, names: Sequence[str], share: int = 1) -> Iterator[tuple[slice, list[F32]]]:
+    """The same rows of matrices of one shape, some at a time; of each such piece the first 1 / ``share``."""
     n, k = model.decoder.weight_shapes()[names[0]]
-    step = max(1, BLOCK // k)
+    step = max(share, BLOCK // k // share * share)
     for start in range(0, n, step):
-        rows = slice(start, min(start + step, n))
+        rows = slice(start, min(start + step // share, n))
         yield rows, [model.rows(name, rows.start, rows.stop) for name in names]
 
 
-def _look(model: Model, name: str, sizes: F64) -> _Seen:
-    """sizes: squares of the inputs' [K]."""
+def _columns(model: Model, name: str) -> F64:
+    """Mean squares of a matrix's columns [K]; of a large one a quarter of the rows tells them."""
     n, k = model.decoder.weight_shapes()[name]
-    seen = _Seen(np.zeros(k), np.empty(n), np.empty(n, np.float32))
-    for rows, (weight,) in _blocks(model, name):
-        # In float64 what another order of adding changes is far below what a factor is rounded to.
-        squares = np.square(weight, dtype=np.float64)
-        seen.columns += squares.sum(axis=0) / n
-        seen.rows[rows] = squares @ sizes
-        seen.largest[rows] = np.abs(weight).max(axis=1)
-    return seen
+    total, seen = np.zeros(k), 0
+    for rows, (weight,) in _blocks(model, [name], 1 if n < LARGE else 4):
+        total += np.square(weight, dtype=np.float64).sum(axis=0)
+        seen += rows.stop - rows.start
+    return total / seen
 
 
-def _common(model: Model, at: str, sizes: F64) -> F64:
-    """Of each row of gate and of up, the product that their outputs have on average."""
-    found = np.empty(model.decoder.weight_shapes()[f"{at}.up_proj"][0])
-    for rows, (gate, up) in _blocks(model, f"{at}.gate_proj", f"{at}.up_proj"):
-        found[rows] = np.multiply(gate, up, dtype=np.float64) @ sizes
-    return found
+def _look(model: Model, names: Sequence[str], sizes: F64) -> tuple[list[_Seen], F64]:
+    """All of matrices that meet the same inputs, whose squares are ``sizes`` [K]; and of each of their rows, the product that the outputs
+    of the first and the last have on average."""
+    n, k = model.decoder.weight_shapes()[names[0]]
+    seen = [_Seen(np.zeros(k), np.empty(n), np.empty(n, np.float32)) for _ in names]
+    common = np.empty(n)
+    for rows, weights in _blocks(model, names):
+        for one, weight in zip(seen, weights, strict=True):
+            # In float64 what another order of adding changes is far below what a factor is rounded to.
+            squares = np.square(weight, dtype=np.float64)
+            one.columns += squares.sum(axis=0) / n
+            one.rows[rows] = squares @ sizes
+            one.largest[rows] = np.abs(weight).max(axis=1)
+        common[rows] = np.multiply(weights[0], weights[-1], dtype=np.float64) @ sizes if len(names) > 1 else one.rows[rows]
+    return seen, common
 
 
 def _product(gate: F64, up: F64, common: F64) -> F64:
