@@ -42,6 +42,8 @@ def main() -> None:
     parser.add_argument("--scratch", type=Path)
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
+    if arguments.scratch is not None:
+        arguments.scratch.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=arguments.scratch) as folder:
         checkpoint = Path(folder) / "model"
         synthetic.make(checkpoint, arguments.model, layers=arguments.layers)

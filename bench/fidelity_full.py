@@ -63,6 +63,8 @@ def main() -> None:
     parser.add_argument("--scratch", type=Path, help="where everything goes; the checkpoint stays there (default: a temporary folder)")
     parser.add_argument("--out", type=Path, default=ROOT / "bench" / "results" / "fidelity_full.json")
     asked = parser.parse_args()
+    if asked.scratch is not None:
+        asked.scratch.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=asked.scratch, prefix="edgekit-bench-") as folder:
         scratch = Path(folder)
         model = (asked.scratch or scratch) / "phi-3.5-mini"
