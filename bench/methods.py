@@ -1,10 +1,11 @@
 """Every method of ours on trained checkpoints: mean KL divergence, same top-1 and processor seconds, by scheme, method and budget.
 
-    python bench/methods.py tiny-phi /path/to/llama --tokens 8192 --out bench/results/methods.json
+    python bench/methods.py tiny-phi bench/data/tiny-llama bench/data/tiny-mistral --out bench/results/methods.json
+    python bench/methods.py /path/to/model --own-text --tokens 4096
 
-The quantized weights run in the reference decoder against the checkpoint in float32, on text that no method sees: of tiny-phi's kind for
-checkpoints that have a ``verification.txt``, else edgekit's. Weights are fitted to the model's ``calibration.txt``, else to edgekit's text.
-Peers are in bench/fidelity.py.
+The quantized weights run in the reference decoder against the checkpoint in float32, on text that no method sees, of tiny-phi's kind, which
+its siblings were trained on too; weights are fitted to tiny-phi's ``calibration.txt``. ``--own-text``: the model's own, else edgekit's
+texts. Peers are in bench/fidelity.py.
 """
 
 import argparse
@@ -53,10 +54,8 @@ ROWS: list[tuple[str, str, float | None]] = [
 """Scheme, method, and bits a weight above the scheme's least."""
 
 
-def held_out(model: Model) -> str:
-    """Text of the model's kind: tiny-phi's generator makes as much as is asked for."""
-    if not (model.checkpoint.directory / "verification.txt").is_file():
-        return fidelity.default_text(model)
+def held_out() -> str:
+    """Of tiny-phi's kind, whose generator makes as much as is asked for."""
     rng, text = Random("held out"), ""
     while len(text) < 60_000:
         text += "".join(f"<|{m['role']}|>\n{m['content']}<|end|>\n" for m in tiny_text.conversation(rng, 40))
@@ -68,10 +67,11 @@ def bits(model: Model, quant: QuantScheme) -> float:
     return sum(m.format.bits_per_weight * m.shape[0] * m.shape[1] for m in every) / sum(m.shape[0] * m.shape[1] for m in every)
 
 
-def measure(place: str, tokens: int) -> list[dict[str, object]]:
-    model = open_model(resolve(place, progress=silent))
+def measure(place: str, tokens: int, own_text: bool) -> list[dict[str, object]]:
+    model, tiny = (open_model(resolve(name, progress=silent)) for name in (place, "tiny-phi"))
+    fitted_to = fitting.default_text(model if own_text else tiny)
     companions = read_companions(model.checkpoint, model.decoder.vocab_size)
-    ids = companions.tokenizer.encode(held_out(model))
+    ids = companions.tokenizer.encode(fidelity.default_text(model) if own_text else held_out())
     cut = [w for w in windows(ids, [], model.decoder.context, model.decoder.rope.switch, Effort(tokens, 256, 0)) if w.part == "short"]
     given = [w.given for w in cut]
     reference = reference_logits_many(model.decoder, model.tensor, given)
@@ -86,7 +86,8 @@ def measure(place: str, tokens: int) -> list[dict[str, object]]:
         with tempfile.TemporaryDirectory() as folder:
             began, quant = time.process_time(), scheme(name)
             budget = None if above is None else Budget(bits=bits(model, quant) + above)
-            fitted = fitting.settle(model, companions, quant, method=method, calibration=None, budget=budget)
+            text = None if method in fitting.ALONE and budget is None else fitted_to
+            fitted = fitting.settle(model, companions, quant, method=method, calibration=text, budget=budget)
             quantizer = Quantizer(cache=Cache(Path(folder), 1 << 40), sources=sources)
             quant = fitting.within_budget(model, quant, fitted, lambda _: 0, quantizer, silent)
             other, quantizer = fitting.fit(model, quant, fitted, quantizer, Path(folder), silent)
@@ -96,9 +97,10 @@ def measure(place: str, tokens: int) -> list[dict[str, object]]:
         got = score(reference_logits_many(model.decoder, lambda n: weights[n] if n in weights else other.tensor(n), given))  # noqa: B023
         found.append(
             {
-                "checkpoint": place,
+                "checkpoint": Path(place).name,
                 "scheme": name,
                 "method": method,
+                "above": above,
                 "bits": round(bits(model, quant), 3),
                 "kl": float(f"{got.mean_kl.value:.3g}"),
                 "kl_error": float(f"{got.mean_kl.error:.2g}"),
@@ -115,11 +117,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoints", nargs="+")
     parser.add_argument("--tokens", type=int, default=8192)
+    parser.add_argument("--own-text", action="store_true")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
-    rows = [row for place in arguments.checkpoints for row in measure(place, arguments.tokens)]
+    rows = [row for place in arguments.checkpoints for row in measure(place, arguments.tokens, arguments.own_text)]
     head = ["checkpoint", "scheme", "method", "bits", "kl", "kl_error", "top1", "perplexity_ratio", "processor_s"]
-    print(table(head, [[Path(str(v)).name if k == "checkpoint" else str(v) for k, v in row.items()] for row in rows]))
+    print(table(head, [[str(value) for value in row.values()] for row in rows]))
     if arguments.out is not None:
         result = {
             "command": "python bench/methods.py " + " ".join(sys.argv[1:]),

@@ -23,11 +23,13 @@ sys.path[:0] = [str(ROOT / "toolkit"), str(ROOT / "docs")]
 import typer  # noqa: E402
 from measured import (  # noqa: E402
     build_table,
+    calibrate_report,
     decode_table,
     divergence_table,
     gate_table,
     kill_report,
     lookup_table,
+    methods_table,
     plan_table,
     profile_bench,
     qnn_report,
@@ -64,6 +66,7 @@ PAGES = (
     "docs/updates.md",
     "docs/plan.md",
     "docs/qnn.md",
+    "docs/quantization.md",
     "docs/fidelity.md",
     "toolkit/edgekit/tiny_phi/README.md",
 )
@@ -240,6 +243,8 @@ def default(option: Any) -> str:
 GENERATED = {
     "serve": serve_report,
     "qnn": qnn_report,
+    "methods": methods_table,
+    "calibrate": calibrate_report,
     "tamper": tamper_report,
     "update": update_report,
     "kill": kill_report,

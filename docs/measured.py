@@ -161,6 +161,37 @@ def build_table(name: str = "build") -> str:
     return "\n\n".join([table(head, rows), f"`{result['command']}`; {machine}; {versions}."])
 
 
+def methods_table() -> str:
+    result = load("bench/results/methods.json")
+    if result is None:
+        return "Not measured yet: `python bench/methods.py --out bench/results/methods.json`."
+    names = list(dict.fromkeys(row["checkpoint"] for row in result["rows"]))
+    ways: dict[tuple[str, str, float | None], dict[str, dict[str, Any]]] = {}
+    for row in result["rows"]:
+        ways.setdefault((row["scheme"], row["method"], row["above"]), {})[row["checkpoint"]] = row
+    rows = []
+    for (scheme, method, above), found in ways.items():
+        first = found[names[0]]
+        way = f"`{scheme}`" + (f", `--bits` {above:+g}" if above is not None else "")
+        kl = [f"{found[name]['kl']:.2g} ± {found[name]['kl_error']:.1g}" for name in names]
+        rows.append([way, f"`{method}`", f"{first['bits']:.3f}", *kl, f"{100 * first['top1']:.1f} %", f"{first['processor_s']:.1f}"])
+    head = ["scheme", "method", "bits", *(f"KL, {name}" for name in names), f"same top-1, {names[0]}", f"processor s, {names[0]}"]
+    machine = f"{result['machine']['processor']}, {result['machine']['cores']} cores, numpy {result['numpy']}"
+    return f"{table(head, rows)}\n\n`{result['command']}`; {machine}."
+
+
+def calibrate_report() -> str:
+    result = load("bench/results/calibrate.json")
+    if result is None:
+        return "Not measured yet: `python bench/calibrate.py --layers 1 --out bench/results/calibrate.json`."
+    layer, whole, machine = result["layer"], result["model"], result["machine"]
+    return (
+        f"A layer took {layer['wall_s']:.0f} s ({layer['processor_s']:.0f} s of processor time), so {whole['layers']} of them take "
+        f"{whole['wall_min']:.0f} minutes, with {result['peak_gb']:.1f} GB at the peak.\n\n`{result['command']}`; {machine['processor']}, "
+        f"{machine['cores']} cores, Python {machine['python']}; load average before: {result['load']:.1f}."
+    )
+
+
 def decode_table() -> str:
     result = load("bench/results/decode.json")
     if result is None:
