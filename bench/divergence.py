@@ -22,10 +22,13 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "toolkit"))
 
 from edgekit.catalog import resolve  # noqa: E402
+from edgekit.equalize import equalize  # noqa: E402
+from edgekit.fitting import ALONE  # noqa: E402
 from edgekit.models import Model, open_model  # noqa: E402
 from edgekit.progress import silent  # noqa: E402
 from edgekit.quant import dequantize, quantize  # noqa: E402
 from edgekit.quant.scheme import SCHEMES, QuantScheme  # noqa: E402
+from edgekit.quantized import matrices  # noqa: E402
 from edgekit.reference import reference_logits_many  # noqa: E402
 from edgekit.runtime.chat import ChatTemplate, special_tokens  # noqa: E402
 from edgekit.runtime.tokenizer import open_tokenizer  # noqa: E402
@@ -34,8 +37,11 @@ from tiny_phi import exam  # noqa: E402
 Array = NDArray[np.float32]
 
 
-def quantized(model: Model, scheme: QuantScheme, *, search: bool) -> Callable[[str], Array]:
-    """Canonical name -> the weight as it comes back from ``scheme``."""
+def quantized(model: Model, scheme: QuantScheme, method: str) -> Callable[[str], Array]:
+    """Canonical name -> the weight as it comes back from ``scheme``, rounded by a method that looks at the weights alone."""
+    if method == "equalize":
+        model = equalize(model, {m.weight: m.format for m in matrices(model, scheme)}, silent)
+    search = method != "minmax"
 
     def tensor(name: str) -> Array:
         weight = model.tensor(name)
@@ -79,9 +85,9 @@ def main() -> None:
     wanted = [log_softmax(logits) for logits in reference_logits_many(model.decoder, model.tensor, tokens)]
     rows: dict[str, dict[str, float]] = {}
     for scheme in SCHEMES.values():
-        for search in (True, False):
-            found = reference_logits_many(model.decoder, quantized(model, scheme, search=search), tokens)
-            rows[scheme.name if search else f"{scheme.name}, plain min/max"] = compare(wanted, found)
+        for method in ALONE:
+            found = reference_logits_many(model.decoder, quantized(model, scheme, method), tokens)
+            rows[f"{scheme.name}, {method}"] = compare(wanted, found)
     result = {
         "command": "python bench/divergence.py " + " ".join(sys.argv[1:]),
         "versions": {"numpy": version("numpy"), "python": platform.python_version()},
