@@ -71,7 +71,7 @@ def test_page_answers_as_the_engine_does_and_works_offline(
     with edgekit.load(artifact) as runtime:
         answer = runtime.complete([{"role": "user", "content": PROMPT}])
         stop = set(runtime.manifest.tokens.stop)
-        long = "hello there. " * 46 + PROMPT  # its answer crosses the switch of LongRoPE
+        long = "what is 3 plus 4? " * 29 + PROMPT  # its answer crosses the switch of LongRoPE, and no token of it is nearly a tie
         crossing = runtime.complete([{"role": "user", "content": long}])
         assert crossing.prompt_tokens < 256 < crossing.prompt_tokens + len(crossing.tokens)
     with chromium(tmp_path / "profile") as page:
