@@ -395,6 +395,20 @@ def test_bar_shows_share_bytes_and_time_left(monkeypatch: pytest.MonkeyPatch) ->
     assert drawn[-1].endswith("\n")
 
 
+def test_what_counts_layers_is_not_said_to_be_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = iter([0.0, 2.0, 4.0])
+    monkeypatch.setattr(time, "monotonic", lambda: next(now))
+    stream = io.StringIO()
+    display = console.Display(stream, bar=True)
+    for done in (0, 16, 32):
+        display("equalize", done, 32)
+    drawn = [line.strip() for line in stream.getvalue().split("\r")]
+    assert drawn[-2:] == [
+        "equalize: [############            ]  50% of 32, 2.0 s left",
+        "equalize: [########################] 100% of 32 in 4.0 s",
+    ]
+
+
 @pytest.mark.parametrize(
     ("count", "text"),
     [(0, "0 B"), (999, "999 B"), (1000, "1 kB"), (5_767_168, "5.77 MB"), (123_456_789, "123 MB"), (7.6e9, "7.6 GB"), (2e12, "2 TB")],

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import TextIO
 
-from edgekit.progress import Progress, silent
+from edgekit.progress import COUNTED, Progress, silent
 
 BAR = 24  # characters
 REDRAW = 0.1  # seconds between two drawings of a bar
@@ -136,15 +136,18 @@ class Display:
 
     def _text(self, done: int, total: int, seconds: float, end: bool) -> str:
         rate = done / seconds if seconds > 0 else 0.0
+        counted = self.stage.startswith(COUNTED)
         if not total:
-            return f"{self.stage}: {size(done)}"
+            return f"{self.stage}: {done if counted else size(done)}"
         share = min(done / total, 1.0)
         bar = "#" * int(share * BAR)
         shown = f"[{bar:<{BAR}}] {share:4.0%}" if self.bar else f"{share:.0%}"
+        speed = "" if counted else f", {size(rate)}/s"
+        whole = total if counted else size(total)
         if end:
-            return f"{self.stage}: {shown} of {size(total)} in {clock(seconds)}, {size(rate)}/s"
-        pace = f", {size(rate)}/s, {clock((total - done) / rate)} left" if rate > 0 and seconds >= 1 else ""
-        return f"{self.stage}: {shown} of {size(total)}{pace}"
+            return f"{self.stage}: {shown} of {whole} in {clock(seconds)}{speed}"
+        pace = f"{speed}, {clock((total - done) / rate)} left" if rate > 0 and seconds >= 1 else ""
+        return f"{self.stage}: {shown} of {whole}{pace}"
 
 
 def clock(seconds: float) -> str:
