@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from checkpoints import make_checkpoint
 from edgekit import equalize as module
@@ -20,6 +21,7 @@ from edgekit.folds import NORMS, packed, packed_bytes, unpacked
 from edgekit.models import Model, open_model
 from edgekit.origin import check_origin
 from edgekit.progress import silent
+from edgekit.quant.gptq import F64
 from edgekit.quant.rtn import F32
 from edgekit.quant.scheme import Format, scheme
 from edgekit.quantized import Quantizer, matrices
@@ -49,6 +51,28 @@ def test_it_computes_the_same(tmp_path: Path, variant: str, monkeypatch: pytest.
     np.testing.assert_allclose(got, wanted, atol=2e-5 if variant != "tiny-phi" else 2e-4)
     # Rows of random weights are all alike: no power of two is nearer to their factors than 1.
     for part in ("q_proj", "gate_proj", *(("down_proj",) if variant == "tiny-phi" else ())):
+        assert not np.array_equal(other.tensor(f"layers.0.{part}"), model.tensor(f"layers.0.{part}")), part
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_rows_and_biases_take_the_factors_of_the_next_matrix(tmp_path: Path, variant: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Random weights are alike, so their factors are all 1: others, as real models have them."""
+    rng = np.random.default_rng(5)
+
+    def spread(moments: F64, squares: F64, *, tied: NDArray[np.intp] | None = None, powers_of_two: bool = False) -> F32:
+        group = np.arange(len(moments)) if tied is None else tied
+        raw = rng.uniform(-2, 2, int(group.max()) + 1)
+        return np.exp2(np.rint(raw) if powers_of_two else raw)[group].astype(np.float32)
+
+    monkeypatch.setattr(module, "balanced", spread)
+    monkeypatch.setattr(module, "_helps", lambda *_: True)
+    model = opened(make_checkpoint(tmp_path / "m", variant))
+    other = equalize(model, formats(model), silent)
+    tokens = [[7, 300, 12, 5, 5, 90, 41, 2, 18], [3, 1]]
+    wanted = np.concatenate(reference_logits_many(model.decoder, model.tensor, tokens))
+    got = np.concatenate(reference_logits_many(model.decoder, other.tensor, tokens))
+    np.testing.assert_allclose(got, wanted, atol=2e-5)
+    for part in ("o_proj", "down_proj", "v_proj", "up_proj"):
         assert not np.array_equal(other.tensor(f"layers.0.{part}"), model.tensor(f"layers.0.{part}")), part
 
 

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from edgekit import cache as kept
 from edgekit.cache import Cache, SourceFile
-from edgekit.folds import NORMS, SHARED, LayerFolds, folded, folded_norm, packed, packed_bytes, unpacked, value_heads
+from edgekit.folds import NORMS, SHARED, LayerFolds, folded, folded_norm, packed, packed_bytes, rows, unpacked, value_heads
 from edgekit.models import Model
 from edgekit.parallel import in_threads
 from edgekit.progress import Progress
@@ -35,7 +35,7 @@ from edgekit.quant.rtn import F32, SMALLEST
 from edgekit.quant.scheme import Format
 from edgekit.quantized import check_unchanged
 
-VERSION = 1
+VERSION = 2
 """Raised by whoever changes what comes out, or kept factors would be taken for new."""
 BLOCK = 1 << 20
 """Weights that a thread holds at a time."""
@@ -103,33 +103,36 @@ def _folds(model: Model, index: int, formats: Mapping[str, Format]) -> LayerFold
     at, decoder = f"layers.{index}", model.decoder
     columns, vectors = dict[str, F32](), dict[str, F32]()
 
-    def balance(first: str, size: F64, squares: Sequence[F64], before: _Seen | None, tied: NDArray[np.intp] | None) -> None:
+    def balance(first: str, size: F64, squares: Sequence[F64], before: tuple[_Seen, NDArray[np.intp]] | None = None) -> None:
+        """before: the matrix whose rows are divided, and which of them each input comes from; None divides the norm's gain."""
         names = [f"{at}.{part}" for part in SHARED[first]]
         if any(formats[name].bits != 4 for name in names):
             return
-        factors = balanced(size, np.sum(squares, axis=0), tied=tied, powers_of_two=before is not None)
+        weight, moved = np.sum(squares, axis=0), dict[str, F32]()
         if before is None:
-            vector, factors = folded_norm(model.tensor(f"{at}.{NORMS[first]}"), factors)
-        elif tied is not None:
-            factors = np.clip(factors, *(limit[tied] for limit in _reach(before)))
-        if not _helps(model, names, formats, size, factors):
-            return
-        columns[first] = factors
-        if before is None:
-            vectors[NORMS[first]] = vector
+            moved[NORMS[first]], factors = folded_norm(model.tensor(f"{at}.{NORMS[first]}"), balanced(size, weight))
+        else:
+            seen, tied = before
+            factors = np.clip(balanced(size, weight, tied=tied, powers_of_two=True), *(limit[tied] for limit in _reach(seen)))
+        if _helps(model, names, formats, size, factors):
+            columns[first] = factors
+            vectors.update(moved)
 
     gain = np.square(model.tensor(f"{at}.input_norm"), dtype=np.float64)
     q, k = (_columns(model, f"{at}.{part}") for part in ("q_proj", "k_proj"))
     ((v,), _) = _look(model, [f"{at}.v_proj"], gain)
-    balance("q_proj", gain, (q, k, v.columns), None, None)
+    balance("q_proj", gain, (q, k, v.columns))
     heads = value_heads(decoder)
     values = v.rows + (np.square(model.tensor(f"{at}.v_proj.bias"), dtype=np.float64) if decoder.qkv_bias else 0.0)
-    balance("o_proj", values[heads], (_columns(model, f"{at}.o_proj"),), v, heads)
+    balance("o_proj", values[heads], (_columns(model, f"{at}.o_proj"),), (v, heads))
+    divided = rows(decoder, "v_proj", columns)
+    if decoder.qkv_bias and divided is not None:
+        vectors["v_proj.bias"] = model.tensor(f"{at}.v_proj.bias") * divided
     gain = np.square(model.tensor(f"{at}.post_attention_norm"), dtype=np.float64)
     (gate, up), common = _look(model, [f"{at}.gate_proj", f"{at}.up_proj"], gain)
-    balance("gate_proj", gain, (gate.columns, up.columns), None, None)
+    balance("gate_proj", gain, (gate.columns, up.columns))
     size = _product(gate.rows, up.rows, common)
-    balance("down_proj", size, (_columns(model, f"{at}.down_proj"),), up, np.arange(len(size)))
+    balance("down_proj", size, (_columns(model, f"{at}.down_proj"),), (up, np.arange(len(size))))
     return LayerFolds(columns, vectors)
 
 
@@ -138,17 +141,17 @@ def _blocks(model: Model, names: Sequence[str], share: int = 1) -> Iterator[tupl
     n, k = model.decoder.weight_shapes()[names[0]]
     step = max(share, BLOCK // k // share * share)
     for start in range(0, n, step):
-        rows = slice(start, min(start + step // share, n))
-        yield rows, [model.rows(name, rows.start, rows.stop) for name in names]
+        part = slice(start, min(start + step // share, n))
+        yield part, [model.rows(name, part.start, part.stop) for name in names]
 
 
 def _columns(model: Model, name: str) -> F64:
     """Mean squares of a matrix's columns [K]; of a large one a quarter of the rows tells them."""
     n, k = model.decoder.weight_shapes()[name]
     total, seen = np.zeros(k), 0
-    for rows, (weight,) in _blocks(model, [name], 1 if n < LARGE else 4):
+    for part, (weight,) in _blocks(model, [name], 1 if n < LARGE else 4):
         total += np.square(weight, dtype=np.float64).sum(axis=0)
-        seen += rows.stop - rows.start
+        seen += part.stop - part.start
     return total / seen
 
 
@@ -158,14 +161,14 @@ def _look(model: Model, names: Sequence[str], sizes: F64) -> tuple[list[_Seen], 
     n, k = model.decoder.weight_shapes()[names[0]]
     seen = [_Seen(np.zeros(k), np.empty(n), np.empty(n, np.float32)) for _ in names]
     common = np.empty(n)
-    for rows, weights in _blocks(model, names):
+    for part, weights in _blocks(model, names):
         for one, weight in zip(seen, weights, strict=True):
             # In float64 what another order of adding changes is far below what a factor is rounded to.
             squares = np.square(weight, dtype=np.float64)
             one.columns += squares.sum(axis=0) / n
-            one.rows[rows] = squares @ sizes
-            one.largest[rows] = np.abs(weight).max(axis=1)
-        common[rows] = np.multiply(weights[0], weights[-1], dtype=np.float64) @ sizes if len(names) > 1 else one.rows[rows]
+            one.rows[part] = squares @ sizes
+            one.largest[part] = np.abs(weight).max(axis=1)
+        common[part] = np.multiply(weights[0], weights[-1], dtype=np.float64) @ sizes if len(names) > 1 else one.rows[part]
     return seen, common
 
 
