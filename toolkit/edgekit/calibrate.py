@@ -23,17 +23,17 @@ from edgekit.models import Model
 from edgekit.progress import Progress
 from edgekit.quant import concatenate, dequantize, quantize
 from edgekit.quant.awq import factors
-from edgekit.quant.gptq import F64, quantize_for
+from edgekit.quant.gptq import F64, Inputs, quantize_for
 from edgekit.quant.rtn import F32, GRIDS, SMALLEST
 from edgekit.quant.scheme import QuantizedTensor, QuantScheme
 from edgekit.quantized import Kept, Matrix, cuts, load_block, matrices, store_block
 from edgekit.reference import reference_logits_many
 
-VERSION = 2
+VERSION = 3
 """Of the methods: raised by whoever changes what they give, or kept blocks would be taken for new."""
 LENGTH, SEQUENCES = 512, 64
 """Tokens of a sequence, and sequences at most: 32,768 tokens."""
-ROWS = 4096
+ROWS = 16384
 """Inputs whose moments are summed in float32 before they are added up in float64."""
 Fitting = Literal["awq", "gptq", "awq-gptq"]
 
@@ -74,13 +74,15 @@ def calibrate(
 
 @dataclass
 class _Layer:
-    """made: matrices by their part, as they are stored. inputs: moments (for ``awq`` the diagonal) and mean of what the next one meets."""
+    """made: matrices by their part, as they are stored. inputs, mean: of what the next ones meet, after the folds (for ``awq`` the moments'
+    diagonal)."""
 
     index: int
     made: dict[str, QuantizedTensor] = field(default_factory=dict)
     columns: dict[str, F32] = field(default_factory=dict)
     vectors: dict[str, F32] = field(default_factory=dict)
-    inputs: tuple[F64, F64] | None = None
+    inputs: Inputs | None = None
+    mean: F64 | None = None
     settled: bool = False
 
     @property
@@ -121,6 +123,7 @@ class _Pass:
         part, layer = name.split(".", 2)[2], self._layer
         if layer.settled or part not in SHARED:
             return
+        layer.inputs = None  # those before take gigabytes
         whole = self._fitting != "awq"
         moments, mean = (
             _moments(inputs) if whole else np.square(inputs).sum(axis=0, dtype=np.float64),
@@ -128,9 +131,15 @@ class _Pass:
         )
         if f"{name}.bias" in self._model.decoder.weight_shapes():  # it takes up the mean, and codes have only the rest to care for
             moments -= len(inputs) * (np.outer(mean, mean) if whole else mean**2)
-        layer.inputs = moments, mean
         if self._fitting != "gptq":
             self._fold(layer, part, np.diag(moments) if whole else moments)
+        by = layer.columns.get(part)
+        if by is not None:
+            exact = by.astype(np.float64)
+            mean /= exact
+            moments /= exact if not whole else exact[:, None]
+            moments /= exact
+        layer.inputs, layer.mean = Inputs(moments), mean
 
     def _fold(self, layer: _Layer, first: str, moments: F64) -> None:
         """Chooses the factors of the matrices that share these inputs, and what they are taken from."""
@@ -149,20 +158,18 @@ class _Pass:
         """Rounds a matrix, its columns folded already and its rows not yet."""
         name = f"layers.{layer.index}.{part}"
         weight, form = self._model.tensor(name), self._every[name].format
-        if layer.inputs is None:
+        if layer.inputs is None or layer.mean is None:
             raise ValueError(f"{name} was asked for before its inputs were seen")
-        moments, mean = layer.inputs
         by = layer.columns.get(FIRST[part])
         if by is not None:
-            exact = by.astype(np.float64)
-            weight, moments, mean = weight * by, moments / (np.outer(exact, exact) if moments.ndim == 2 else exact**2), mean / exact
+            weight = weight * by
         if form.bits == 4:
-            made = quantize_for(weight, moments, form, compensate=self._fitting != "awq")
+            made = quantize_for(weight, layer.inputs, form, compensate=self._fitting != "awq")
         else:
             made = quantize(weight, form, name=name)
         layer.made[part] = made
         if f"{name}.bias" in self._model.decoder.weight_shapes():
-            lost = (weight - dequantize(made)) @ mean.astype(np.float32)
+            lost = (weight - dequantize(made)) @ layer.mean.astype(np.float32)
             # A float16 value, so that engines of either precision get the same one.
             layer.vectors[f"{part}.bias"] = (self._model.tensor(f"{name}.bias") + lost).astype(np.float16).astype(np.float32)
 

@@ -4,7 +4,7 @@ Written to be read against the papers, not to be fast; the matrix products use a
 RMSNorm: Zhang & Sennrich 2019. RoPE: Su et al. 2021. Grouped-query attention: Ainslie et al. 2023. SwiGLU: Shazeer 2020.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -19,6 +19,8 @@ Seen = Callable[[str, Array], None]
 VERSION = 1
 """Of the logits: raised by whoever changes any of them beyond rounding, or kept ones would be taken for new."""
 ROWS = 2048  # positions that go through an MLP or a norm at a time
+PRODUCTS = 4096  # positions whose products are in memory at a time, beside those that somebody looks on
+CACHED = 16  # positions few enough that what is made on the way stays in the processor's cache
 SCORES = 1 << 25  # attention scores held at a time (128 MB)
 
 
@@ -85,8 +87,11 @@ def _check_tokens(decoder: DecoderConfig, tokens: Sequence[int]) -> None:
 
 
 def _rms_norm(x: Array, weight: Array, eps: float) -> Array:
-    mean = np.mean(np.square(x), axis=-1, keepdims=True, dtype=np.float32)
-    normed: Array = weight * np.divide(x, np.sqrt(mean + np.float32(eps)))
+    normed = np.empty_like(x)
+    for start in range(0, len(x), CACHED):
+        part = x[start : start + CACHED]
+        mean = np.mean(np.square(part), axis=-1, keepdims=True, dtype=np.float32)
+        np.multiply(weight, part / np.sqrt(mean + np.float32(eps)), out=normed[start : start + CACHED])
     return normed
 
 
@@ -109,7 +114,8 @@ def _attention(decoder: DecoderConfig, tensor: Callable[[str], Array], i: int, h
         mixed[:, span] = _attend(*turned, v[:, span], decoder.windows[i])
     joined = mixed.transpose(1, 0, 2).reshape(len(hidden), -1)
     seen(f"layers.{i}.o_proj", joined)
-    hidden += joined @ tensor(f"layers.{i}.o_proj").T
+    for rows, out in _products(joined, tensor(f"layers.{i}.o_proj")):
+        hidden[rows] += out
 
 
 def _rotate(x: Array, cos: Array, sin: Array) -> Array:
@@ -152,10 +158,27 @@ def _mlp(decoder: DecoderConfig, tensor: Callable[[str], Array], i: int, hidden:
             seen(f"layers.{i}.up_proj", normed)
             weights = [tensor(f"layers.{i}.{part}") for part in ("gate_proj", "up_proj")]
         gated = normed @ weights[0].T
-        with np.errstate(over="ignore"):  # exp may overflow to infinity, which makes silu 0, as it should
-            gated /= np.float32(1) + np.exp(-gated)
-        gated *= normed @ weights[1].T
+        _silu(gated)
+        for part, up in _products(normed, weights[1]):
+            gated[part] *= up
         if len(weights) == 2:
             seen(f"layers.{i}.down_proj", gated)
             weights.append(tensor(f"layers.{i}.down_proj"))
-        rows += gated @ weights[2].T
+        for part, out in _products(gated, weights[2]):
+            rows[part] += out
+
+
+def _products(x: Array, weight: Array) -> Iterator[tuple[slice, Array]]:
+    """Rows of ``x @ weight.T``, each some of them, in one place: memory that is fresh each time costs more than what is done with it."""
+    place = np.empty((min(PRODUCTS, len(x)), len(weight)), np.float32)
+    for start in range(0, len(x), PRODUCTS):
+        rows = slice(start, min(start + PRODUCTS, len(x)))
+        yield rows, np.matmul(x[rows], weight.T, out=place[: rows.stop - start])
+
+
+def _silu(x: Array) -> None:
+    """In place."""
+    with np.errstate(over="ignore"):  # exp may overflow to infinity, which makes silu 0, as it should
+        for start in range(0, len(x), CACHED):
+            part = x[start : start + CACHED]
+            part /= np.float32(1) + np.exp(-part)

@@ -15,20 +15,18 @@ def nearest(w: F32, scale: F32, zero: F32) -> F32:
     return codes
 
 
-def compensate(w: F32, scale: F32, zero: F32, upper: F32, codes: F32) -> F32:
+def compensate(w: F32, scale: F32, zero: F32, upper: F32, codes: F32) -> None:
     """Rounds the columns of ``w`` [N, B] in order, each error taken out of the later ones as ``upper`` [B, B] says; ``w`` is used up.
 
-    scale, zero: [N, B]. Signed codes go to ``codes`` [N, B]. Returns the errors over the diagonal of ``upper``, [N, B].
+    scale, zero: [N, B]. Signed codes go to ``codes`` [N, B].
     """
-    errors = np.empty(w.shape, np.float32)
     if native.COMPENSATE is not None:
-        native.run_columns(native.COMPENSATE, (w, scale, zero, np.ascontiguousarray(upper), codes, errors))
-        return errors
+        native.run_columns(native.COMPENSATE, (w, scale, zero, np.ascontiguousarray(upper), codes))
+        return
     for i in range(w.shape[1]):
         codes[:, i] = nearest(w[:, i], scale[:, i], zero[:, i])
-        errors[:, i] = (w[:, i] - codes[:, i] * scale[:, i]) / upper[i, i]
-        w[:, i + 1 :] -= errors[:, i, None] * upper[i, i + 1 :]
-    return errors
+        error = (w[:, i] - codes[:, i] * scale[:, i]) / upper[i, i]
+        w[:, i + 1 :] -= error[:, None] * upper[i, i + 1 :]
 
 
 def descend(scale: F32, zero: F32, h: F32, pull: F32, codes: F32) -> None:

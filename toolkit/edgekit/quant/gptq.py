@@ -6,16 +6,19 @@ with ``H = sum of x x'`` [K, K].
 - Scales: as in ``search.py``, with each weight's squared error counted ``H[k, k]`` times (importance-weighted least squares; the diagonal
   of H is what llama.cpp calls an importance matrix). They are settled before any code, from the weights as they are.
 - Codes: column by column, each column's rounding error taken out of the columns not rounded yet by what H says they share
-  (GPTQ: Frantar et al. 2022, arXiv:2210.17323, after OBQ; the Cholesky form of its section 3.3). Columns go in falling order of H[k, k].
-  Since the scales stand already, the order leaves no trace in the format (no g_idx).
+  (GPTQ: Frantar et al. 2022, arXiv:2210.17323, after OBQ), from a Cholesky factor of H itself, so that H need not be inverted (LDLQ: Chee
+  et al. 2023, arXiv:2307.13304, whose theorem 6 shows the two to be one). Columns go in falling order of H[k, k]. Since the scales stand
+  already, the order leaves no trace in the format (no g_idx).
 - Polish: scales and codes once more, each the best given all others, which only lowers the error.
 
 The format is the portable one: ``(q - z) * s`` with 7-bit scales, whatever the method.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,15 +37,64 @@ DAMPING = 0.003
 """Share of the mean of H's diagonal that is added to it, so that it can be inverted. (The paper has 1 %; docs/quantization.md compares.)"""
 COLUMNS = 128
 """Columns rounded before their errors are carried over to the rest in one product."""
-ROWS, SEARCHED = 64, 32
+ROWS, SEARCHED = 256, 32
 """Rows that a thread takes at least, and whose scales are searched at a time."""
 SWEEPS = 2
 """Of the polish over all groups."""
 
 
 @dataclass(frozen=True)
+class Inputs:
+    """What is known of the inputs that matrices of K columns will meet. What codes need of it is computed once for all of these.
+
+    moments: their second moments [K, K], symmetric and positive semidefinite, of any scale; or only the diagonal of these, [K].
+    """
+
+    moments: F64
+
+    @property
+    def importance(self) -> F64:
+        """[K]."""
+        return np.diag(self.moments) if self.moments.ndim == 2 else self.moments
+
+    @cached_property
+    def damped(self) -> F32:
+        """H with the damping, over the mean of its diagonal, [K, K]."""
+        mean = self._mean
+        h = (self.moments / (mean or 1.0)).astype(np.float32)
+        at = np.arange(len(h))
+        h[at, at] = (self.importance + self._damping) / (mean or 1.0)
+        return h
+
+    @cached_property
+    def factor(self) -> tuple[NDArray[np.intp], F32, list[F32]]:
+        """An order of the columns; and of C, upper triangular, ``C C'`` the damped H in that order, cut into blocks of ``COLUMNS``: what is
+        above each block of its diagonal times that block's inverse, in one [K, K], and these inverses."""
+        order = np.argsort(-self.importance, kind="stable")
+        back = order[::-1]  # C is a Cholesky factor with rows and columns in reversed order
+        h, carried = np.empty_like(self.moments), np.zeros(self.moments.shape, np.float32)
+        pieces, at = _pieces(len(h), COLUMNS), np.arange(len(h))
+        with ThreadPoolExecutor(cores()) as pool:  # "clip" as no index is out of bounds, and only then NumPy takes no copy
+            list(pool.map(lambda rows: np.take(self.moments[back[rows]], back, axis=1, out=h[rows], mode="clip"), pieces))
+        h[at, at] += self._damping
+        c = cholesky(h)[::-1, ::-1]
+        inverses = [np.triu(np.linalg.inv(c[piece, piece])) for piece in pieces]
+        for piece, inverse in zip(pieces, inverses, strict=True):
+            carried[: piece.start, piece] = c[: piece.start, piece] @ inverse
+        return order, carried, [inverse.astype(np.float32) for inverse in inverses]
+
+    @property
+    def _mean(self) -> float:
+        return float(self.importance.mean())
+
+    @property
+    def _damping(self) -> float:
+        return DAMPING * self._mean if self._mean > 0 else 1.0
+
+
+@dataclass(frozen=True)
 class Fit:
-    """Codes ``q - z``, scales and zero points of every weight, float32 [N, K]; those of a group are equal."""
+    """codes: ``q - z``, float32 [N, K]. scales, zeros: of every group, float32 [N, G]."""
 
     codes: F32
     scales: F32
@@ -50,31 +102,29 @@ class Fit:
 
 
 def quantize_for(
-    weight: F32, inputs: F64, format: Format, *, compensate: bool = True, sweeps: int = SWEEPS, threads: int | None = None
+    weight: F32, inputs: Inputs, format: Format, *, compensate: bool = True, sweeps: int = SWEEPS, threads: int | None = None
 ) -> QuantizedTensor:
     """Quantize ``weight`` float32 [N, K] (finite, within a float16 grid's reach) to portable INT4 for the inputs it will meet.
 
-    inputs: their second moments [K, K], symmetric and positive semidefinite, of any scale.
-    compensate: False rounds to nearest with the weighted scales, for which the diagonal [K] of the moments is enough.
+    compensate: False rounds to nearest with the weighted scales, for which the diagonal of the moments is enough.
     Raises ValueError for a format of other bits or shapes that do not fit.
     """
     n, k = weight.shape
-    if format.bits != 4 or inputs.shape not in ((k, k), () if compensate else (k,)):
-        raise ValueError(f"{format}, inputs {inputs.shape}, weight {weight.shape}")
+    if format.bits != 4 or inputs.moments.shape not in ((k, k), () if compensate else (k,)):
+        raise ValueError(f"{format}, inputs {inputs.moments.shape}, weight {weight.shape}")
     g = format.group
     groups = -(-k // g)
     padded = np.zeros((n, groups * g), np.float32)
     padded[:, :k] = weight
     importance = np.zeros(groups * g)
-    importance[:k] = np.diag(inputs) if inputs.ndim == 2 else inputs
+    importance[:k] = inputs.importance
     scales, zeros = weighted_scales(padded.reshape(n, groups, g), importance.reshape(groups, g).astype(np.float32), threads)
-    fit = Fit(np.empty_like(weight), *(np.ascontiguousarray(np.repeat(a, g, axis=1)[:, :k]) for a in (scales, zeros)))
+    fit = Fit(np.empty_like(weight), scales, zeros)
     if compensate:
-        fit.codes[:] = _compensated(weight, inputs, fit.scales, fit.zeros, threads)
-        _polished(weight, inputs, fit, g, sweeps, threads)
+        _compensate(weight, inputs, fit, g, threads)
+        _polish(weight, inputs, fit, g, sweeps, threads)
     else:
-        fit.codes[:] = nearest(weight, fit.scales, fit.zeros)
-    scales = fit.scales[:, ::g]
+        fit.codes[:] = nearest(weight, *(np.repeat(a, g, axis=1)[:, :k] for a in (scales, zeros)))
     codes = np.repeat(zeros, g, axis=1)
     codes[:, :k] += fit.codes
     packed = pack_nibbles(codes.astype(np.uint8)).reshape(n, groups, g // 2)
@@ -93,7 +143,8 @@ def weighted_scales(weight: F32, importance: F32, threads: int | None = None) ->
             part = slice(at, min(at + SEARCHED, rows.stop))
             scales[part], zeros[part] = _search(weight[part], h)
 
-    _over_rows(work, len(weight), threads)
+    with _in_rows(len(weight), threads) as over_rows:
+        over_rows(work)
     return scales, zeros
 
 
@@ -125,95 +176,92 @@ def _error(w: F32, h: F32, scale: F32, zero: F32) -> F32:
     return total
 
 
-def _compensated(weight: F32, inputs: F64, scale: F32, zero: F32, threads: int | None) -> F32:
-    """Signed codes [N, K] by GPTQ, with the scale and zero point of every weight given."""
-    k = weight.shape[1]
-    order = np.argsort(-np.diag(inputs), kind="stable")
-    upper = inverse_root(inputs[np.ix_(order, order)]).astype(np.float32)
-    codes = np.empty_like(weight)
+def _compensate(weight: F32, inputs: Inputs, fit: Fit, group: int, threads: int | None) -> None:
+    """Codes by GPTQ, with scales and zero points given.
 
-    def work(rows: slice) -> None:
-        w, s, z = (np.ascontiguousarray(a[rows][:, order]) for a in (weight, scale, zero))
-        r = np.empty_like(w)
-        for start in range(0, k, COLUMNS):
-            stop = min(start + COLUMNS, k)
-            piece = slice(start, stop)
-            errors = columns.compensate(w[:, piece], s[:, piece], z[:, piece], upper[piece, piece], r[:, piece])
-            w[:, stop:] -= errors @ upper[piece, stop:]
-        codes[rows, order] = r
+    With e the errors of a row's weights, that of its outputs is ``|e C|**2``. Each block in turn is rounded, column by column, to what
+    makes its own part of ``e C`` least, given the errors before it. Over the block's inverse this is as if they had been added to the
+    weights, and what then follows within the block is GPTQ's recursion, whose factor of the inverse is C's inverse.
+    """
+    n, k = weight.shape
+    order, carried, own = inputs.factor
+    ordered, codes, errors = (np.empty((n, k), np.float32) for _ in range(3))
+    with _in_rows(n, threads) as over_rows:
+        over_rows(lambda rows: np.take(weight[rows], order, axis=1, out=ordered[rows], mode="clip"))
+        for piece, upper in zip(_pieces(k, COLUMNS), own, strict=True):
+            pull = errors[:, : piece.start] @ carried[: piece.start, piece]  # all rows at once: one product on every core
+            of = order[piece] // group
 
-    _over_rows(work, len(weight), threads)
-    return codes
+            def work(rows: slice, piece: slice = piece, upper: F32 = upper, pull: F32 = pull, of: NDArray[np.intp] = of) -> None:
+                w, s, z = ordered[rows, piece], np.take(fit.scales[rows], of, axis=1), np.take(fit.zeros[rows], of, axis=1)
+                columns.compensate(w + pull[rows], s, z, upper, codes[rows, piece])
+                errors[rows, piece] = w - codes[rows, piece] * s
+
+            over_rows(work)
+        back = np.argsort(order)
+        over_rows(lambda rows: np.take(codes[rows], back, axis=1, out=fit.codes[rows], mode="clip"))
 
 
-def _polished(weight: F32, inputs: F64, fit: Fit, group: int, sweeps: int, threads: int | None) -> None:
+def _polish(weight: F32, inputs: Inputs, fit: Fit, group: int, sweeps: int, threads: int | None) -> None:
     """Lowers ``tr(E H E')``, ``E = W - r s``, group by group, in place: the group's scale by least squares, given everything else, then
     its codes one by one (coordinate descent; Behdin et al. 2023, arXiv:2309.01885, do so with GPTQ's scales). It never rises.
     """
-    k = weight.shape[1]
-    h = _damped(inputs).astype(np.float32)
-    h /= np.float32(max(float(np.diag(h).mean()), 1e-30))
+    n, k = weight.shape
+    h, pieces = inputs.damped, list(enumerate(_pieces(k, group)))
+    error = np.empty((n, k), np.float32)
+    for i, piece in pieces:
+        error[:, piece] = weight[:, piece] - fit.codes[:, piece] * fit.scales[:, i, None]
+    with _in_rows(n, threads) as over_rows:
+        for i, piece in pieces * sweeps:
+            pull, own = error @ h[:, piece], np.ascontiguousarray(h[piece, piece])
 
-    def work(rows: slice) -> None:
-        w, r, s, z = weight[rows], fit.codes[rows], fit.scales[rows], fit.zeros[rows]
-        error = w - r * s
-        for _ in range(sweeps):
-            for start in range(0, k, group):
-                piece = slice(start, min(start + group, k))
-                pull = error @ h[:, piece]
-                own = np.ascontiguousarray(h[piece, piece])
-                _refit(r[:, piece], s[:, piece], pull, own)
-                columns.descend(s[:, piece], z[:, piece], own, pull, r[:, piece])
-                error[:, piece] = w[:, piece] - r[:, piece] * s[:, piece]
+            def work(rows: slice, i: int = i, piece: slice = piece, pull: F32 = pull, own: F32 = own) -> None:
+                r, s, z = fit.codes[rows, piece], fit.scales[rows, i], fit.zeros[rows, i]
+                _refit(r, s, pull[rows], own)
+                wide, zeros = (np.repeat(a[:, None], r.shape[1], axis=1) for a in (s, z))
+                columns.descend(wide, zeros, own, pull[rows], r)
+                error[rows, piece] = weight[rows, piece] - r * wide
 
-    _over_rows(work, len(weight), threads)
+            over_rows(work)
 
 
 def _refit(r: F32, s: F32, pull: F32, h: F32) -> None:
-    """Least squares of one group's scale [N, g] (equal along g), given its codes; ``pull`` = E H follows it. To 7 bits, in place."""
+    """Least squares of one group's scales [N], given its codes; ``pull`` = E H follows it. To 7 bits, in place."""
     own = r @ h
     square = (own * r).sum(axis=1)
     step = (pull * r).sum(axis=1) / np.maximum(square, np.float32(1e-12))
-    old = s[:, 0]
-    wanted = np.minimum(GRIDS[4].round_scale(np.maximum(old + step, SMALLEST)), GRIDS[4].largest)
+    wanted = np.minimum(GRIDS[4].round_scale(np.maximum(s + step, SMALLEST)), GRIDS[4].largest)
     # The error is a parabola in the scale, so of two 7-bit values the nearer to its foot is better: also than the old one.
-    sound = (square > 0) & (np.abs(wanted - old) < np.float32(0.5) * old)
-    new = np.where(sound, wanted, old)
-    pull -= (new - old)[:, None] * own
-    s[:] = new[:, None]
+    sound = (square > 0) & (np.abs(wanted - s) < np.float32(0.5) * s)
+    new = np.where(sound, wanted, s)
+    pull -= (new - s)[:, None] * own
+    s[:] = new
 
 
-def _over_rows(work: Callable[[slice], None], n: int, threads: int | None) -> None:
-    """Rows are settled each by itself; threads share them in equal parts."""
+def _pieces(k: int, width: int) -> list[slice]:
+    return [slice(at, min(at + width, k)) for at in range(0, k, width)]
+
+
+@contextmanager
+def _in_rows(n: int, threads: int | None) -> Iterator[Callable[[Callable[[slice], object]], object]]:
+    """Gives what calls a function for parts of ``n`` rows, in threads; rows are settled each by itself."""
     count = max(1, min(threads or cores(), -(-n // ROWS)))
-    step = -(-n // count)
+    parts = _pieces(n, -(-n // count))
+    if count == 1:
+        yield lambda work: work(slice(0, n))
+        return
     with ThreadPoolExecutor(count) as pool:
-        list(pool.map(work, [slice(at, min(at + step, n)) for at in range(0, n, step)]))
+        yield lambda work: list(pool.map(work, parts))
 
 
-def _damped(inputs: F64) -> F64:
-    h = inputs.copy()
-    at = np.arange(len(h))
-    mean = float(h[at, at].mean())
-    h[at, at] += DAMPING * mean if mean > 0 else 1.0
+def cholesky(h: F64) -> F64:
+    """The lower factor of a positive definite matrix [K, K], which is used up. Panel by panel: nearly all of the work is in matrix
+    products, which use every core, where LAPACK's takes twice as long."""
+    k = len(h)
+    for panel in _pieces(k, 2 * COLUMNS):
+        h[panel.start :, panel] -= h[panel.start :, : panel.start] @ h[panel, : panel.start].T
+        own = np.linalg.cholesky(h[panel, panel])
+        h[panel, panel] = own
+        h[panel.stop :, panel] = h[panel.stop :, panel] @ np.linalg.inv(own).T
+        h[panel, panel.stop :] = 0
     return h
-
-
-def inverse_root(inputs: F64) -> F64:
-    """The upper triangular U with ``U' U`` the inverse of the damped ``inputs``: with rows and columns in reversed order, the inverse of a
-    Cholesky factor is the factor of an inverse."""
-    return np.ascontiguousarray(_inverse_cholesky(_damped(inputs)[::-1, ::-1])[::-1, ::-1])
-
-
-def _inverse_cholesky(h: F64) -> F64:
-    """The inverse of h's lower Cholesky factor, by halves: nearly all of the work is in matrix products, which use every core."""
-    n = len(h)
-    if n <= COLUMNS:
-        return np.tril(np.linalg.inv(np.linalg.cholesky(h)))
-    half = n // 2
-    out = np.zeros_like(h)
-    out[:half, :half] = first = _inverse_cholesky(h[:half, :half])
-    below = h[half:, :half] @ first.T
-    out[half:, half:] = rest = _inverse_cholesky(h[half:, half:] - below @ below.T)
-    out[half:, :half] = -(rest @ (below @ first))
-    return out

@@ -19,7 +19,7 @@ typedef struct { int bits, search; float levels, largest; } grid_t;
 typedef struct { float w[MOST], lo, hi; } group_t;
 typedef struct { float scale, zero; } found_t;
 
-const int edgekit_kernel_version = 2; /* native.py's VERSION */
+const int edgekit_kernel_version = 3; /* native.py's VERSION */
 static const float SMALLEST = 0x1p-14f;
 static const double TRIALS[] = {13.55, 14.4, 15.5, 16.3, 17.5};
 
@@ -211,13 +211,12 @@ CLONES int edgekit_quantize(const void *weight, int bfloat16, int64_t n, int64_t
 
 /* The two of columns.py. Rows are settled one by one: n of b columns, each array with its distance from row to row. */
 CLONES int edgekit_compensate(int64_t n, int64_t b, float *w, int64_t ws, const float *scale, int64_t ss, const float *zero, int64_t zs,
-                              const float *upper, int64_t us, float *codes, int64_t cs, float *errors, int64_t es) {
-  for (int64_t row = 0; row < n; row++, w += ws, scale += ss, zero += zs, codes += cs, errors += es)
+                              const float *upper, int64_t us, float *codes, int64_t cs) {
+  for (int64_t row = 0; row < n; row++, w += ws, scale += ss, zero += zs, codes += cs)
     for (int64_t i = 0; i < b; i++) {
       const float *u = upper + i * us;
       float r = code(w[i], scale[i], (found_t){scale[i], zero[i]}, 15), e = (w[i] - r * scale[i]) / u[i];
       codes[i] = r;
-      errors[i] = e;
       for (int64_t j = i + 1; j < b; j++) w[j] -= e * u[j];
     }
   return 0;

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from edgekit.quant.scheme import Format
 
 Kernel = Callable[..., int]
-VERSION = 2
+VERSION = 3
 """Of kernel.c's interface and arithmetic; a library that was compiled from another one is not used."""
 
 
@@ -40,7 +40,7 @@ _POINTER, _SIZE, _WHOLE = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
 _MATRIX = (_POINTER, _SIZE)
 # All let other Python threads run while they work.
 KERNEL = _function("edgekit_quantize", (_POINTER, _WHOLE, _SIZE, _SIZE, _WHOLE, _WHOLE, _WHOLE, _POINTER, _POINTER, _POINTER))
-COMPENSATE = _function("edgekit_compensate", (_SIZE, _SIZE, *_MATRIX * 6))
+COMPENSATE = _function("edgekit_compensate", (_SIZE, _SIZE, *_MATRIX * 5))
 DESCEND = _function("edgekit_descend", (_SIZE, _SIZE, *_MATRIX * 5))
 
 
