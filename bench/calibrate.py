@@ -1,6 +1,7 @@
-"""What fitting the weights of a full-size model to a text takes: some layers of its exact shapes, the rest by their number.
+"""What fitting the weights of a full-size model to a text takes: all of its layers, or some and the rest by their number.
 
-    python bench/calibrate.py --layers 2 --sequences 64 --scratch /scratch --out bench/results/calibrate.json
+    python bench/calibrate.py --layers 32 --sequences 64 --scratch /scratch --out bench/results/calibrate.json     # an hour, 11 GB of disk
+    python bench/calibrate.py --layers 2 --scratch /scratch
 
 Layers of one shape cost the same, so the whole takes layers times the mean one; the embedding and the last position's logits add seconds.
 Wall time is that of this machine as busy as it was; processor time says what it had been with all cores to itself, at best.
@@ -69,6 +70,7 @@ def main() -> None:
         "machine": machine(),
         "load": os.getloadavg()[1],
         "tokens": arguments.sequences * LENGTH,
+        "layers": arguments.layers,
         "layer": {"wall_s": round(wall, 1), "processor_s": round(cpu, 1)},
         "model": {
             "layers": layers,

@@ -210,7 +210,7 @@ def cost(directory: Path) -> dict[str, float]:
         "own_seconds": own,
         "token_seconds": token,
         "share": own / token,
-        "pairs": 40,
+        "pairs": PAIRS,
         "ratio": statistics.median(ratios),
         "low": low,
         "high": high,

@@ -185,10 +185,41 @@ def calibrate_report() -> str:
     if result is None:
         return "Not measured yet: `python bench/calibrate.py --layers 1 --out bench/results/calibrate.json`."
     layer, whole, machine = result["layer"], result["model"], result["machine"]
+    spent = f"{layer['wall_s']:.0f} s ({layer['processor_s']:.0f} s of processor time)"
+    if result["layers"] == whole["layers"]:
+        said = f"All {whole['layers']} layers took {whole['wall_min']:.0f} minutes, a layer {spent}"
+    else:
+        said = f"A layer took {spent}, so {whole['layers']} of them take {whole['wall_min']:.0f} minutes"
     return (
-        f"A layer took {layer['wall_s']:.0f} s ({layer['processor_s']:.0f} s of processor time), so {whole['layers']} of them take "
-        f"{whole['wall_min']:.0f} minutes, with {result['peak_gb']:.1f} GB at the peak.\n\n`{result['command']}`; {machine['processor']}, "
+        f"{said}, with {result['peak_gb']:.1f} GB at the peak.\n\n`{result['command']}`; {machine['processor']}, "
         f"{machine['cores']} cores, Python {machine['python']}; load average before: {result['load']:.1f}."
+    )
+
+
+def matmul_table() -> str:
+    result = load("bench/results/matmul.json")
+    if result is None:
+        return "Not measured yet: `python bench/matmul.py --out bench/results/matmul.json`."
+    what = {"layers": "the layers", "head": "lm_head"}
+    rows = []
+    for row in result["rows"]:
+        key = "layers" if "layers" in row else "head"
+        rows.append([what[key], row[key], f"{row['ms']:.1f}", f"{row['gb_per_s']:.1f}", f"{row['of_dram']:.0%}"])
+    machine = result["machine"]
+    place = f"{machine['processor']}, {result['threads']} threads; onnxruntime {result['onnxruntime']}"
+    note = f"`{result['command']}`; {place}; DRAM {result['dram_gb_per_s']:.1f} GB/s."
+    return "\n\n".join([table(["matrices", "form", "ms a token", "GB/s", "of DRAM bandwidth"], rows), note])
+
+
+def loop_report() -> str:
+    result = load("bench/results/loop.json")
+    if result is None:
+        return "Not measured yet: `python bench/loop.py DIR --out bench/results/loop.json`."
+    ms, versions = result["ms"], ", ".join(f"{name} {value}" for name, value in result["versions"].items())
+    return (
+        f"{ms['loop']:.1f} ms a token against {ms['generate']:.1f} of the engine's own generate on the same files: {result['ratio']:.3f} "
+        f"of it (95 % interval of the median {result['low']:.3f} to {result['high']:.3f}, {result['pairs']} pairs of neighbours).\n\n"
+        f"`{result['command']}`; {result['machine']['processor']}, {result['machine']['cores']} cores; {versions}."
     )
 
 

@@ -11,7 +11,7 @@ from checkpoints import ARCHITECTURE, BASE, longrope, make_checkpoint
 from command import Edge
 from edgekit.build import build
 from edgekit.checkpoint import Checkpoint, Source
-from edgekit.device import DeviceProfile, Figure, Unit, device_names, load_device
+from edgekit.device import DeviceProfile, Figure, Unit, device_names, devices, load_device
 from edgekit.errors import DoesNotFit, TargetError, UsageError
 from edgekit.listing import stored_bytes
 from edgekit.models import Model, phi3
@@ -246,3 +246,14 @@ def test_figures_of_phi_at_full_size_from_shapes_alone(tiny: Subject) -> None:
     for tokens, gigabytes in ((96, 2.51), (1056, 3.47)):
         at = found[tokens].at_context
         assert at is not None and abs(at.peak / 1e9 / gigabytes - 1) < 0.1
+
+
+def test_every_npu_of_qualcomm_has_its_target(tiny: Subject) -> None:
+    found = {p.name: unit.targets for p in devices() for unit in p.units if unit.name == "Hexagon"}
+    assert len(found) >= 6
+    for name, runs in found.items():
+        (target,) = map(load_target, runs)
+        planned = plan(tiny, target, load_device(name), context=512)
+        assert (planned.unit, planned.fits, planned.measured) == ("Hexagon", True, False)
+        assert planned.decode is not None and planned.decode.low < planned.decode.high
+        assert planned.at_context is not None and planned.at_context.load > planned.artifact

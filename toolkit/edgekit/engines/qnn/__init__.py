@@ -5,6 +5,7 @@ options.py       what a target may set
 graph.py         some layers as a graph that the NPU computes whole
 stages.py        embeddings and lm_head, which the CPU computes
 layout.py        how a model is cut, and whether that fits the chip
+footprint.py     what it takes when it runs
 compiler.py      Qualcomm's compiler, in a process of its own
 genai_config.py  genai_config.json
 genie.py         the graphs as Genie opens them; genie_config.py genie_config.json

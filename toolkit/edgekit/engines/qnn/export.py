@@ -19,6 +19,7 @@ from edgekit.engines.onnx_format import weights
 from edgekit.engines.onnx_format.proto import serialize
 from edgekit.engines.qnn.calibration import calibrate
 from edgekit.engines.qnn.compiler import FINALIZATION, INSTALL, REQUIRES, compile_part, read_compiled
+from edgekit.engines.qnn.footprint import running
 from edgekit.engines.qnn.genai_config import Step, genai_config
 from edgekit.engines.qnn.genie import embedding_bits, write_embedding
 from edgekit.engines.qnn.genie_config import FILE as GENIE_CONFIG
@@ -54,8 +55,9 @@ def planned_for(model: Model, scheme: QuantScheme, target: Target) -> Layout:
 
 def footprint(model: Model, scheme: QuantScheme, target: Target) -> Footprint:
     """The artifact's size, about; keys and values of every layer, in float16."""
-    decoder = model.decoder
-    return Footprint(planned_for(model, scheme, target).size, 4 * decoder.layers * decoder.kv_heads * decoder.head_dim)
+    decoder, layout = model.decoder, planned_for(model, scheme, target)
+    cache = 4 * decoder.layers * decoder.kv_heads * decoder.head_dim
+    return Footprint(layout.size, cache, running=running(layout, decoder))
 
 
 def export(
