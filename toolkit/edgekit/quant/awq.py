@@ -35,7 +35,7 @@ def factors(
     """
     group = np.arange(len(moments)) if tied is None else tied
     size = _sizes(moments, group)
-    weight = _sizes(sum((w.astype(np.float64) ** 2).mean(axis=0) for w in weights), group)
+    weight = _sizes(np.sum([(w.astype(np.float64) ** 2).mean(axis=0) for w in weights], axis=0), group)
     sample = [np.ascontiguousarray(w[:: max(1, len(w) // SAMPLE)]) for w in weights]
     share = [len(w) / len(s) for w, s in zip(weights, sample, strict=True)]
     best, least = np.ones(len(moments), np.float32), np.inf

@@ -80,7 +80,8 @@ def _run_part(
     """Runs one part over the chunks of the sequence; what the next one is given."""
     weights.write(planned.part.data, model, directory, silent, quantizer)
     graph, names = observed(planned.graphs[PROMPT])
-    caches: Arrays = {v.name: np.zeros(v.shape, np.float16) for v in graph.inputs if v.name.startswith("past_key_values")}  # type: ignore[arg-type]
+    past = [v for v in graph.inputs if v.name.startswith("past_key_values")]
+    caches: Arrays = {v.name: np.zeros([int(size) for size in v.shape], np.float16) for v in past}
     session = _open(graph, directory)
     following = []
     for arrays in given:
