@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edgekit.models import Folded, Model
 from edgekit.models.decoder import DecoderConfig
@@ -49,10 +50,11 @@ def folded_norm(gain: F32, factors: F32) -> tuple[F32, F32]:
     return new, np.where(sound, gain / np.where(sound, new, 1), np.float32(1)).astype(np.float32)
 
 
-def value_heads(decoder: DecoderConfig) -> "np.ndarray[tuple[int], np.dtype[np.intp]]":
+def value_heads(decoder: DecoderConfig) -> NDArray[np.intp]:
     """For each input of o the output of v that it is a mean of."""
     head, dim = np.divmod(np.arange(decoder.heads * decoder.head_dim), decoder.head_dim)
-    return (head // (decoder.heads // decoder.kv_heads)) * decoder.head_dim + dim
+    found: NDArray[np.intp] = (head // (decoder.heads // decoder.kv_heads)) * decoder.head_dim + dim
+    return found
 
 
 def rows(decoder: DecoderConfig, part: str, columns: Mapping[str, F32]) -> F32 | None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edgekit import cache as kept
 from edgekit.cache import Cache, SourceFile
@@ -103,7 +104,7 @@ def measured(
     shape = (len(every), len(widest))
     payload = kept.load(cache, group, "kl", 8 * len(every) * len(widest)) if cache is not None else None
     if payload is not None:
-        found = np.frombuffer(payload, "<f8").reshape(shape)
+        found: NDArray[np.float64] = np.frombuffer(payload, "<f8").reshape(shape)
     else:
         found = np.array(sensitivities(model, every, widest, sequences, progress))
         if cache is not None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edgekit.divergence import compare
 from edgekit.models import Model
@@ -75,7 +76,7 @@ def sensitivities(
     return [[k * ratio for ratio in r] for k, r in zip(kl, ratios, strict=True)]
 
 
-def _spans(starts: np.ndarray[tuple[int], np.dtype[np.int64]], copies: int) -> list[slice]:
+def _spans(starts: NDArray[np.int64], copies: int) -> list[slice]:
     total = int(starts[-1])
     return [slice(int(a) + c * total, int(b) + c * total) for c in range(copies) for a, b in pairwise(starts)]
 

@@ -38,7 +38,8 @@ def factors(
     weight = _sizes(np.sum([(w.astype(np.float64) ** 2).mean(axis=0) for w in weights], axis=0), group)
     sample = [np.ascontiguousarray(w[:: max(1, len(w) // SAMPLE)]) for w in weights]
     share = [len(w) / len(s) for w, s in zip(weights, sample, strict=True)]
-    best, least = np.ones(len(moments), np.float32), np.inf
+    best: F32 = np.ones(len(moments), np.float32)
+    least = np.inf
     for a in SIZE:
         for b in WEIGHT:
             f = _within(size**a / weight**b, group, powers_of_two)

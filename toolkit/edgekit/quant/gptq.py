@@ -155,6 +155,8 @@ def _search(w: F32, h: F32) -> tuple[F32, F32]:
     plain = [part.reshape(rows, groups) for part in min_max(piece)]
     lo, span = piece.lo.reshape(rows, groups), (piece.hi - piece.lo).reshape(rows, groups)
     best_error = _error(w, h, plain[0], plain[1]) * GAIN
+    best_scale: F32
+    best_zero: F32
     best_scale, best_zero = plain
     for trial in TRIALS:
         scale = np.maximum(span / np.float32(trial), SMALLEST)

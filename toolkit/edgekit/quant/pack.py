@@ -11,7 +11,8 @@ def pack_nibbles(values: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """
     if values.shape[-1] % 2:
         raise ValueError(f"pack_nibbles needs an even last dimension, got shape {values.shape}")
-    return np.bitwise_or(values[..., 0::2], np.left_shift(values[..., 1::2], 4, dtype=np.uint8))
+    packed: NDArray[np.uint8] = np.bitwise_or(values[..., 0::2], np.left_shift(values[..., 1::2], 4, dtype=np.uint8))
+    return packed
 
 
 def unpack_nibbles(packed: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -60,7 +60,7 @@ class OnnxStored:
         rows = slice(first + start, first + stop)
         width = form.group * form.bits // 8
         if f"{name}.rows" in self.initializers and f"{name}.codes" not in self.initializers:  # an embedding that is only looked up in
-            codes = self._rows(f"{name}.rows", rows, (groups * width,)).reshape(-1, groups, width)
+            codes: NDArray[Any] = self._rows(f"{name}.rows", rows, (groups * width,)).reshape(-1, groups, width)
         else:
             codes = self._rows(f"{name}.codes", rows, (groups, width))
         scales = self._rows(f"{name}.scales", rows, (groups,))

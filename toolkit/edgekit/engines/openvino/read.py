@@ -59,7 +59,7 @@ class OpenvinoStored:
             packed = packed ^ np.uint8(0x88)
         scales = self._values(self._constant(f"{name}.scales", 3), begin, end)
         if f"{name}.zeros" not in self.constants:
-            zeros = np.full(end - begin, 8, np.uint8)
+            zeros: NDArray[np.uint8] = np.full(end - begin, 8, np.uint8)
         elif form.bits == 8:
             zeros = self._values(self._constant(f"{name}.zeros", 3), begin, end)
         else:
