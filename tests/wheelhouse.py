@@ -36,6 +36,14 @@ def fill(folder: Path, *roots: str) -> Path:
     return folder
 
 
+def python(folder: Path) -> Path:
+    """A folder for PATH with the Python that these wheels are for, as ``python3``; that of the machine may be another."""
+    folder.mkdir(parents=True, exist_ok=True)
+    own = Path(sys.base_prefix) / "bin" / f"python{sys.version_info[0]}.{sys.version_info[1]}"
+    (folder / "python3").symlink_to(own)
+    return folder
+
+
 def pack(distribution: metadata.Distribution, folder: Path) -> None:
     """Without scripts and compiled modules, which lie outside or are made anew."""
     name = normal(distribution.metadata["Name"])

@@ -25,8 +25,8 @@ SERIAL = "emulator-5554"
 
 
 @pytest.fixture
-def phone(monkeypatch: pytest.MonkeyPatch) -> Iterator[Phone]:
-    plugged = Phone(SERIAL)
+def phone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Phone]:
+    plugged = Phone(SERIAL, path=f"{wheelhouse.python(tmp_path / 'python')}:{os.environ['PATH']}")
     with adb_server.serve(plugged) as server:
         monkeypatch.setenv("ANDROID_ADB_SERVER_PORT", str(server.port))
         monkeypatch.setattr(device, "PAUSES", (0.1,))

@@ -39,7 +39,11 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """In front of PATH lies its ssh; pip finds its packages in a folder, and no network."""
     base = tmp_path_factory.mktemp("ssh")
     wheels = wheelhouse.fill(base / "wheels", *wheelhouse.RUNTIME)
-    with pytest.MonkeyPatch.context() as patch, sshd.serve(base / "sshd", "SetEnv PIP_NO_COMPILE=1") as served:
+    login = base / "login"  # after the user's own .bashrc, which may put another Python into PATH
+    login.write_text(f'#!/bin/sh\nPATH={wheelhouse.python(base / "python")}:$PATH\neval "$SSH_ORIGINAL_COMMAND"\n')
+    login.chmod(0o755)
+    settings = ("SetEnv PIP_NO_COMPILE=1", f"ForceCommand {login}")
+    with pytest.MonkeyPatch.context() as patch, sshd.serve(base / "sshd", *settings) as served:
         patch.setenv("PATH", f"{served.bin}:{os.environ['PATH']}")
         for name, value in {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(wheels), "PIP_CONFIG_FILE": os.devnull}.items():
             patch.setenv(name, value)

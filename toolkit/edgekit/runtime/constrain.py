@@ -251,7 +251,10 @@ def _from_schema(schema: object) -> str:
     if parsed is False:
         raise UsageError("this JSON schema cannot be enforced: it is false, which nothing is valid under")
     given = _bounded("JSON schema", text) if isinstance(parsed, Mapping) else "{}"
-    made: str = _llguidance().LLMatcher.grammar_from_json_schema(given, overrides={"json_allowed_escapes": ESCAPES})
+    try:
+        made: str = _llguidance().LLMatcher.grammar_from_json_schema(given, overrides={"json_allowed_escapes": ESCAPES})
+    except ValueError as error:  # its reader of JSON allows fewer levels than newer Pythons' do
+        raise UsageError(f"this JSON schema cannot be enforced: {str(error)[:200]}") from None
     return made
 
 
@@ -262,10 +265,17 @@ def _check_references(kind: Kind, text: str) -> None:
 
 
 def _counts_keys(schema: object) -> bool:
-    if isinstance(schema, Mapping):
-        least = schema.get("minProperties")
-        return (isinstance(least, (int, float)) and least > 1) or any(map(_counts_keys, schema.values()))
-    return isinstance(schema, list) and any(map(_counts_keys, schema))
+    waiting = [schema]  # not by recursion: newer Pythons' json reads more levels than calls may be nested
+    while waiting:
+        found = waiting.pop()
+        if isinstance(found, Mapping):
+            least = found.get("minProperties")
+            if isinstance(least, (int, float)) and least > 1:
+                return True
+            waiting += found.values()
+        elif isinstance(found, list):
+            waiting += found
+    return False
 
 
 _LITERAL = re.compile(r'"(?:\\.|[^"\\\n])*"|//[^\n]*|/(?:\\.|[^/\\\n])+/')
