@@ -245,6 +245,7 @@ def default(option: Any) -> str:
 GENERATED = {
     "serve": serve_report,
     "qnn": qnn_report,
+    "qnn-two": lambda: qnn_report("qnn_two"),
     "methods": methods_table,
     "calibrate": calibrate_report,
     "matmul": matmul_table,

@@ -358,17 +358,17 @@ def kill_report() -> str:
     )
 
 
-def qnn_report() -> str:
-    result = load("bench/results/qnn.json")
+def qnn_report(name: str = "qnn") -> str:
+    result = load(f"bench/results/{name}.json")
     if result is None:
-        return "Not measured yet: `python bench/qnn.py --scratch DIR --again --out bench/results/qnn.json`."
+        return f"Not measured yet: `python bench/qnn.py --scratch DIR --again --out bench/results/{name}.json`."
     runs = {"killed in its second part, then resumed": result["resumed"], "undisturbed": result["undisturbed"]}
     rows = []
     for what, run in runs.items():
         parts = [f"{seconds:.0f}" for stage, seconds in run["stages"].items() if stage.startswith("compile")]
         gate = sum(seconds for stage, seconds in run["stages"].items() if stage.startswith("fidelity"))
         rows.append([what, f"{run['wall']:.0f}", ", ".join(parts), f"{gate:.0f}", f"{run['peak'] / 1e9:.2f}"])
-    sizes = ", ".join(f"{info['bytes'] / 1e6:.0f}" for name, info in result["compiled"].items() if name.endswith(".bin"))
+    sizes = ", ".join(f"{info['bytes'] / 1e6:.0f}" for file, info in result["compiled"].items() if file.endswith(".bin"))
     head = ["build", "wall s", "compiling each part s", "gate s", "peak RSS GB"]
     machine = result["machine"]
     return (
