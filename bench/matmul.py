@@ -102,20 +102,18 @@ def main() -> None:
     by_shape = {what: milliseconds(LAYERS, n, k, asked.threads) for what, (n, k, _) in PHI.items()}
     heads = milliseconds(HEADS, *HEAD, asked.threads)
     weights = sum(n * k * count for n, k, count in PHI.values())
+    layers = {name: sum(by_shape[what][name] * count for what, (_, _, count) in PHI.items()) for name in LAYERS}
     rows = []
-    for name, form in LAYERS.items():
-        total = sum(by_shape[what][name] * count for what, (_, _, count) in PHI.items())
-        rate = weights * form.bytes_per_weight / total * 1e3
-        rows.append({"layers": name, "ms": round(total, 2), "gb_per_s": round(rate / 1e9, 1), "of_dram": round(rate / dram, 3)})
-        print(rows[-1], flush=True)
-    for name, form in HEADS.items():
-        rate = HEAD[0] * HEAD[1] * form.bytes_per_weight / heads[name] * 1e3
-        rows.append({"head": name, "ms": round(heads[name], 2), "gb_per_s": round(rate / 1e9, 1), "of_dram": round(rate / dram, 3)})
-        print(rows[-1], flush=True)
+    for matrices, forms, count, spent in (("the layers", LAYERS, weights, layers), ("lm_head", HEADS, HEAD[0] * HEAD[1], heads)):
+        for name, form in forms.items():
+            rate = count * form.bytes_per_weight / spent[name] * 1e3
+            figures = {"ms": round(spent[name], 2), "gb_per_s": round(rate / 1e9, 1), "of_dram": round(rate / dram, 3)}
+            rows.append({"matrices": matrices, "form": name, **figures})
+            print(rows[-1], flush=True)
     result = {
         "command": "python bench/matmul.py " + " ".join(sys.argv[1:]),
         "machine": machine(),
-        "onnxruntime": version("onnxruntime"),
+        "versions": {"onnxruntime": version("onnxruntime")},
         "threads": asked.threads,
         "dram_gb_per_s": round(dram / 1e9, 1),
         "rows": rows,

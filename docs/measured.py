@@ -200,14 +200,9 @@ def matmul_table() -> str:
     result = load("bench/results/matmul.json")
     if result is None:
         return "Not measured yet: `python bench/matmul.py --out bench/results/matmul.json`."
-    what = {"layers": "the layers", "head": "lm_head"}
-    rows = []
-    for row in result["rows"]:
-        key = "layers" if "layers" in row else "head"
-        rows.append([what[key], row[key], f"{row['ms']:.1f}", f"{row['gb_per_s']:.1f}", f"{row['of_dram']:.0%}"])
-    machine = result["machine"]
-    place = f"{machine['processor']}, {result['threads']} threads; onnxruntime {result['onnxruntime']}"
-    note = f"`{result['command']}`; {place}; DRAM {result['dram_gb_per_s']:.1f} GB/s."
+    rows = [[r["matrices"], r["form"], f"{r['ms']:.1f}", f"{r['gb_per_s']:.1f}", f"{r['of_dram']:.0%}"] for r in result["rows"]]
+    place = f"{result['machine']['processor']}, {result['threads']} threads"
+    note = f"{origin(result)} {place}; DRAM {result['dram_gb_per_s']:.1f} GB/s."
     return "\n\n".join([table(["matrices", "form", "ms a token", "GB/s", "of DRAM bandwidth"], rows), note])
 
 
@@ -215,11 +210,11 @@ def loop_report() -> str:
     result = load("bench/results/loop.json")
     if result is None:
         return "Not measured yet: `python bench/loop.py DIR --out bench/results/loop.json`."
-    ms, versions = result["ms"], ", ".join(f"{name} {value}" for name, value in result["versions"].items())
+    ms, machine = result["ms"], result["machine"]
     return (
         f"{ms['loop']:.1f} ms a token against {ms['generate']:.1f} of the engine's own generate on the same files: {result['ratio']:.3f} "
         f"of it (95 % interval of the median {result['low']:.3f} to {result['high']:.3f}, {result['pairs']} pairs of neighbours).\n\n"
-        f"`{result['command']}`; {result['machine']['processor']}, {result['machine']['cores']} cores; {versions}."
+        f"{origin(result)} {machine['processor']}, {machine['cores']} cores."
     )
 
 

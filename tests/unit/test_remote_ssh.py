@@ -34,15 +34,19 @@ FOLDER = '/de\'v $(touch pwned) `touch pwned` "ice"'
 QUICK = ("--prompt", "8", "--tokens", "2", "--rounds", "1", "--loads", "1")
 
 
+def with_path(script: Path, path: str) -> str:
+    """A setting of sshd: commands find programs there, also after the user's own .bashrc, which may put a Python into PATH."""
+    script.write_text(f'#!/bin/sh\nPATH={path}\neval "$SSH_ORIGINAL_COMMAND"\n')
+    script.chmod(0o755)
+    return f"ForceCommand {script}"
+
+
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """In front of PATH lies its ssh; pip finds its packages in a folder, and no network."""
     base = tmp_path_factory.mktemp("ssh")
     wheels = wheelhouse.fill(base / "wheels", *wheelhouse.RUNTIME)
-    login = base / "login"  # after the user's own .bashrc, which may put another Python into PATH
-    login.write_text(f'#!/bin/sh\nPATH={wheelhouse.python(base / "python")}:$PATH\neval "$SSH_ORIGINAL_COMMAND"\n')
-    login.chmod(0o755)
-    settings = ("SetEnv PIP_NO_COMPILE=1", f"ForceCommand {login}")
+    settings = ("SetEnv PIP_NO_COMPILE=1", with_path(base / "login", f"{wheelhouse.python(base / 'python')}:$PATH"))
     with pytest.MonkeyPatch.context() as patch, sshd.serve(base / "sshd", *settings) as served:
         patch.setenv("PATH", f"{served.bin}:{os.environ['PATH']}")
         for name, value in {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(wheels), "PIP_CONFIG_FILE": os.devnull}.items():
@@ -231,10 +235,7 @@ def test_missing_or_old_python(server: Server, tmp_path: Path, script: str | Non
     if script is not None:
         (tools / "python3").write_text(f"#!/bin/sh\n{script}\n")
         (tools / "python3").chmod(0o755)
-    alone = tmp_path / "alone"  # after the user's own .bashrc, which may put a Python into PATH
-    alone.write_text(f'#!/bin/sh\nPATH={tools}\neval "$SSH_ORIGINAL_COMMAND"\n')
-    alone.chmod(0o755)
-    with sshd.serve(tmp_path / "bare", f"ForceCommand {alone}") as bare, pytest.MonkeyPatch.context() as patch:
+    with sshd.serve(tmp_path / "bare", with_path(tmp_path / "alone", str(tools))) as bare, pytest.MonkeyPatch.context() as patch:
         patch.setenv("PATH", f"{bare.bin}:{os.environ['PATH']}")
         with pytest.raises(DeviceUnfit, match=message):
             connect(over_ssh(bare.address(tmp_path)))

@@ -34,7 +34,7 @@ from edgekit.quant.search import GAIN, TRIALS
 
 F64 = NDArray[np.float64]
 DAMPING = 0.003
-"""Share of the mean of H's diagonal that is added to it, so that it can be inverted. (The paper has 1 %; docs/quantization.md compares.)"""
+"""Share of the mean of H's diagonal that is added to it, so that it has a Cholesky factor (the paper: 1 %)."""
 COLUMNS = 128
 """Columns rounded before their errors are carried over to the rest in one product."""
 ROWS, SEARCHED = 256, 32
@@ -188,18 +188,18 @@ def _compensate(weight: F32, inputs: Inputs, fit: Fit, group: int, threads: int 
     n, k = weight.shape
     order, carried, own = inputs.factor
     ordered, codes, errors = (np.empty((n, k), np.float32) for _ in range(3))
+
+    def settle(rows: slice, piece: slice, pull: F32, upper: F32) -> None:
+        of = order[piece] // group
+        w, s, z = ordered[rows, piece], np.take(fit.scales[rows], of, axis=1), np.take(fit.zeros[rows], of, axis=1)
+        columns.compensate(w + pull[rows], s, z, upper, codes[rows, piece])
+        errors[rows, piece] = w - codes[rows, piece] * s
+
     with _in_rows(n, threads) as over_rows:
         over_rows(lambda rows: np.take(weight[rows], order, axis=1, out=ordered[rows], mode="clip"))
         for piece, upper in zip(_pieces(k, COLUMNS), own, strict=True):
             pull = errors[:, : piece.start] @ carried[: piece.start, piece]  # all rows at once: one product on every core
-            of = order[piece] // group
-
-            def work(rows: slice, piece: slice = piece, upper: F32 = upper, pull: F32 = pull, of: NDArray[np.intp] = of) -> None:
-                w, s, z = ordered[rows, piece], np.take(fit.scales[rows], of, axis=1), np.take(fit.zeros[rows], of, axis=1)
-                columns.compensate(w + pull[rows], s, z, upper, codes[rows, piece])
-                errors[rows, piece] = w - codes[rows, piece] * s
-
-            over_rows(work)
+            over_rows(settle, piece, pull, upper)
         back = np.argsort(order)
         over_rows(lambda rows: np.take(codes[rows], back, axis=1, out=fit.codes[rows], mode="clip"))
 
@@ -213,18 +213,17 @@ def _polish(weight: F32, inputs: Inputs, fit: Fit, group: int, sweeps: int, thre
     error = np.empty((n, k), np.float32)
     for i, piece in pieces:
         error[:, piece] = weight[:, piece] - fit.codes[:, piece] * fit.scales[:, i, None]
+
+    def sweep(rows: slice, i: int, piece: slice, pull: F32, own: F32) -> None:
+        r, s, z = fit.codes[rows, piece], fit.scales[rows, i], fit.zeros[rows, i]
+        _refit(r, s, pull[rows], own)
+        wide, zeros = (np.repeat(a[:, None], r.shape[1], axis=1) for a in (s, z))
+        columns.descend(wide, zeros, own, pull[rows], r)
+        error[rows, piece] = weight[rows, piece] - r * wide
+
     with _in_rows(n, threads) as over_rows:
         for i, piece in pieces * sweeps:
-            pull, own = error @ h[:, piece], np.ascontiguousarray(h[piece, piece])
-
-            def work(rows: slice, i: int = i, piece: slice = piece, pull: F32 = pull, own: F32 = own) -> None:
-                r, s, z = fit.codes[rows, piece], fit.scales[rows, i], fit.zeros[rows, i]
-                _refit(r, s, pull[rows], own)
-                wide, zeros = (np.repeat(a[:, None], r.shape[1], axis=1) for a in (s, z))
-                columns.descend(wide, zeros, own, pull[rows], r)
-                error[rows, piece] = weight[rows, piece] - r * wide
-
-            over_rows(work)
+            over_rows(sweep, i, piece, error @ h[:, piece], np.ascontiguousarray(h[piece, piece]))
 
 
 def _refit(r: F32, s: F32, pull: F32, h: F32) -> None:
@@ -245,15 +244,15 @@ def _pieces(k: int, width: int) -> list[slice]:
 
 
 @contextmanager
-def _in_rows(n: int, threads: int | None) -> Iterator[Callable[[Callable[[slice], object]], object]]:
-    """Gives what calls a function for parts of ``n`` rows, in threads; rows are settled each by itself."""
+def _in_rows(n: int, threads: int | None) -> Iterator[Callable[..., object]]:
+    """Gives what calls a function for parts of ``n`` rows, in threads, with further arguments; rows are settled each by itself."""
     count = max(1, min(threads or cores(), -(-n // ROWS)))
     parts = _pieces(n, -(-n // count))
     if count == 1:
-        yield lambda work: work(slice(0, n))
+        yield lambda work, *given: work(slice(0, n), *given)
         return
     with ThreadPoolExecutor(count) as pool:
-        yield lambda work: list(pool.map(work, parts))
+        yield lambda work, *given: list(pool.map(lambda rows: work(rows, *given), parts))
 
 
 def cholesky(h: F64) -> F64:

@@ -1,5 +1,5 @@
-"""What an artifact for a Qualcomm NPU takes when it runs. Nothing of this was measured on a device: sizes are those of the files, the
-process is ONNX Runtime's on a CPU, and speeds are a wide range around the few that others published.
+"""What an artifact for a Qualcomm NPU takes when it runs. Nothing of this was measured on a device: sizes are those of the files,
+constants are carried over from other engines, and speeds are a wide range around the few that others published.
 """
 
 from edgekit.engines.exported import Running
