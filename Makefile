@@ -7,7 +7,7 @@ else
 BIN := $(VENV)/bin
 endif
 # Installing compiles it.
-KERNEL := toolkit/compile_kernel.py toolkit/edgekit/quant/kernel.c
+KERNEL := toolkit/compile_kernel.py $(wildcard toolkit/edgekit/*/*.[ch] toolkit/edgekit/engines/*/*.[ch])
 PROMPT ?= turn on the kitchen light
 
 .PHONY: demo test lint oracle fuzz docs system-tools clean

@@ -1,6 +1,7 @@
-"""Build hook: compiles quant/kernel.c where a C compiler is at hand. Without one edgekit quantizes with NumPy: the same bytes, slower."""
+"""Build hook: compiles what is written in C where a compiler is at hand. Without one NumPy and the engines do the same, slower."""
 
 import os
+import platform
 import shlex
 import subprocess
 import sys
@@ -11,30 +12,42 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 # The arithmetic must stay that of the source: no contraction into fused multiply-adds, no reordering.
 OPTIONS = ("-std=gnu11", "-O3", "-fPIC", "-shared", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fno-tree-slp-vectorize")
-QUANT = Path("toolkit") / "edgekit" / "quant"
-LIBRARY = QUANT / "_kernel.so"
+PACKAGE = Path("toolkit") / "edgekit"
+QUANTIZER = PACKAGE / "quant" / "_kernel.so"
+OPERATOR = PACKAGE / "engines" / "onnx" / "_operator.so"
+SOURCES = {
+    QUANTIZER: (PACKAGE / "quant" / "kernel.c",),
+    OPERATOR: (PACKAGE / "engines" / "onnx" / "operator.c", PACKAGE / "cpu" / "matmul.c"),
+}
 
 
 class CustomBuildHook(BuildHookInterface):
     def initialize(self, version: str, build_data: dict[str, object]) -> None:
-        root = Path(self.root)
-        compiler = shlex.split(os.environ.get("CC", "cc"))
-        partial = root / f"{LIBRARY}.partial-{os.getpid()}"
-        try:
-            if sys.platform == "win32":
-                raise OSError("MSVC is not supported")
-            command = [*compiler, *OPTIONS, "-o", str(partial), str(root / QUANT / "kernel.c")]
-            done = subprocess.run(command, capture_output=True, text=True)
-            if done.returncode:
-                raise OSError(done.stderr.strip()[-500:])
-            partial.replace(root / LIBRARY)
-        except OSError as error:
-            self.app.display_warning(f"the quantizer's C kernel was not compiled, NumPy will do its work: {error}")
-            return
-        finally:
-            partial.unlink(missing_ok=True)
+        wanted = [QUANTIZER, OPERATOR] if platform.machine().lower() in {"x86_64", "amd64"} else [QUANTIZER]
         artifacts = build_data["artifacts"]
         assert isinstance(artifacts, list)
-        artifacts.append(LIBRARY.as_posix())
-        build_data["pure_python"] = False
-        build_data["tag"] = "py3-none-" + sysconfig.get_platform().replace("-", "_").replace(".", "_")
+        for library in wanted:
+            try:
+                compile_library(Path(self.root), library)
+            except OSError as error:
+                self.app.display_warning(f"{library.name} was not compiled, what it does will be done without it, slower: {error}")
+            else:
+                artifacts.append(library.as_posix())
+                build_data["pure_python"] = False
+                build_data["tag"] = "py3-none-" + sysconfig.get_platform().replace("-", "_").replace(".", "_")
+
+
+def compile_library(root: Path, library: Path) -> None:
+    """Raises OSError where there is no compiler, with what it says where it fails."""
+    if sys.platform == "win32":
+        raise OSError("MSVC is not supported")
+    partial = root / f"{library}.partial-{os.getpid()}"
+    try:
+        sources = [str(root / source) for source in SOURCES[library]]
+        command = [*shlex.split(os.environ.get("CC", "cc")), *OPTIONS, "-o", str(partial), *sources]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            raise OSError(done.stderr.strip()[-500:])
+        partial.replace(root / library)
+    finally:
+        partial.unlink(missing_ok=True)

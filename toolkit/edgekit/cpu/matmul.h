@@ -1,0 +1,44 @@
+/* x @ W.T + b for float32 x and W in portable INT4 or INT8, from the bytes of the artifact as they lie there; see matmul.c. */
+
+#pragma once
+#include <stddef.h>
+#include <stdint.h>
+
+/* W[n, k] = (code - zero) * scale, its rows filled up to whole groups. 4 bits: two codes a byte, low nibble first, and so the zero points of
+   a row; 8 bits: bytes. zeros: NULL where all are 8 (4 bits) or 128. */
+typedef struct {
+  const uint8_t *codes, *zeros;
+  const float *scales;
+  int64_t n, k;
+  int bits, group;
+} edgekit_weights_t;
+
+/* m rows of x as int8 codes, a scale for each group, and [m, groups] scale times sum of codes. Codes and scales lie as they are read: of 32
+   rows their first 64 or 128 columns, then the next columns. */
+typedef struct {
+  int8_t *codes;
+  float *scales, *sums;
+  int64_t m, groups;
+} edgekit_inputs_t;
+
+/* Whether this processor can run what follows, and whether it has instructions (VNNI) with which engines' own kernels are as fast. */
+int edgekit_matmul_runs(void);
+int edgekit_matmul_has_vnni(void);
+
+/* Whether there is a kernel for these bits and this group. */
+int edgekit_matmul_takes(int64_t bits, int64_t group);
+
+/* Sizes in bytes of codes, zero points and scales. */
+size_t edgekit_codes_size(const edgekit_weights_t *w);
+size_t edgekit_zeros_size(const edgekit_weights_t *w);
+size_t edgekit_scales_size(const edgekit_weights_t *w);
+
+/* The inputs of m rows, laid out in memory of edgekit_inputs_size bytes. */
+size_t edgekit_inputs_size(int64_t m, const edgekit_weights_t *w);
+edgekit_inputs_t edgekit_inputs(void *memory, int64_t m, const edgekit_weights_t *w);
+
+/* Rows first to last - 1 of x [m, k] become codes. */
+void edgekit_quantize_inputs(const float *x, const edgekit_weights_t *w, const edgekit_inputs_t *a, int64_t first, int64_t last);
+
+/* Columns first to last - 1 of y [m, n]. bias: [n] or NULL. A column is the same whatever the others are, and a row whatever m is. */
+void edgekit_matmul(const edgekit_weights_t *w, const edgekit_inputs_t *a, const float *bias, float *y, int64_t first, int64_t last);
