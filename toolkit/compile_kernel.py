@@ -20,9 +20,9 @@ TURNS = PACKAGE / "engines" / "qnn" / "_turns.so"
 SOURCES = {
     QUANTIZER: (PACKAGE / "quant" / "kernel.c",),
     OPERATOR: (PACKAGE / "engines" / "onnx" / "operator.c", PACKAGE / "cpu" / "matmul.c"),
-    TURNS: (PACKAGE / "engines" / "qnn" / "turns.c",),
+    TURNS: (PACKAGE / "engines" / "qnn" / "turns.c", PACKAGE / "engines" / "qnn" / "arena.c"),
 }
-# C++'s exceptions pass through turns.c; and malloc cannot ask for a thread's own variable by calling malloc.
+# C++'s exceptions pass through arena.c; and malloc cannot ask for a thread's own variable by calling malloc.
 MORE = {TURNS: ("-fexceptions", "-ftls-model=initial-exec", "-pthread", "-ldl")}
 
 

@@ -67,7 +67,8 @@ def compile_part(
 ) -> None:
     """Compiles ``graphs`` (file in ``folder`` -> file to make there) for one chip, each whole on the NPU.
 
-    sharing: all of them into one binary. reproducible: in ``turns``, where there are any. memory: bytes the compiler may take. what: for messages, such as "layers 0 to 7".
+    sharing: all of them into one binary. reproducible: in ``turns``, where there are any. memory: bytes the compiler may take.
+    what: for messages, such as "layers 0 to 7".
     tell: gets every second how many graphs are done.
     Raises EngineMissing; TargetError where the NPU does not take every operator; EngineError where the compiler crashes or runs out
     of memory, or fails otherwise.
