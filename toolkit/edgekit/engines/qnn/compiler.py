@@ -88,7 +88,7 @@ def compile_part(
         raise EngineError(
             f"compiling {what} failed: {error} (allowed: {memory / 1e9:.1f} GB). What was compiled before is kept: run the same command "
             "again to go on, with fewer layers to a part or more memory_mb in the target's [options] if memory was the reason"
-            + ("" if library is None else "; where it was ended by SIGABRT, with reproducible = false")
+            + ("" if library is None else "; if not, try reproducible = false there")
         ) from None
 
 
