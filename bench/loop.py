@@ -4,7 +4,8 @@
 
 Each continues a prompt of 64 tokens by 32, greedy; only the 32 are timed. The loop is all that `edge run` does for a token: sampler,
 log-probability, text, stop tokens, over edgekit's session; the other is onnxruntime-genai's or openvino_genai's generate, same files, same
-threads. Who goes first alternates. The ratio is that of neighbours, so that what else the machine does falls on both.
+threads, same kernels: edgekit's own products are left out. Who goes first alternates. The ratio is that of neighbours, so that what else
+the machine does falls on both.
 """
 
 import argparse
@@ -47,6 +48,7 @@ def interval(ratios: list[float]) -> tuple[float, float]:
 
 
 def main() -> None:
+    os.environ["EDGEKIT_ONNX_PRODUCTS"] = "onnxruntime"
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("directory", type=Path, help="an artifact for `cpu` or `intel-cpu`")
     parser.add_argument("--threads", type=int, default=2)
