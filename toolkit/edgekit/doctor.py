@@ -250,7 +250,7 @@ def _advice(kernel: bool, packages: Sequence[Package], probes: Sequence[Probe], 
         yield f'{which} needs {package.name}{package.wanted}, and {have}: pip install --upgrade "{which}"'
     if not kernel:
         yield (
-            "the quantizer's C code was not compiled, NumPy does its work: the same bytes, several times as slow. Install a C compiler "
+            "edgekit's C code was not compiled: NumPy quantizes, the same bytes, several times as slow. Install a C compiler "
             "(cc), then: pip install --force-reinstall --no-deps --no-cache-dir edgekit"
         )
     if not any(probe.outcome == "works" for probe in probes):
