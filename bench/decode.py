@@ -46,6 +46,7 @@ def routes(artifact: Path, official: Path | None, intel: Path | None, optimum: P
     found = [
         Route("edgekit", "loop", artifact, None),
         Route("edgekit's session alone", "bare", artifact, None),
+        Route("the same with ONNX Runtime's own products", "stock", artifact, None),
         Route(f"genai opening edgekit's, {cores} threads", "genai", artifact, cores),
         Route("genai opening edgekit's, as it comes", "genai", artifact, None),
     ]

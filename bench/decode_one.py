@@ -73,6 +73,14 @@ class Bare:
         self.token = int(np.argmax(self.session.forward([self.token])))
 
 
+class Stock(Bare):
+    """The same with ONNX Runtime's own products, where edgekit's own would take their place."""
+
+    def __init__(self, path: Path, threads: int | None) -> None:
+        os.environ["EDGEKIT_ONNX_PRODUCTS"] = "onnxruntime"
+        super().__init__(path, threads)
+
+
 class Genai:
     """onnxruntime-genai's own loop."""
 
@@ -158,6 +166,7 @@ class LlamaCpp:
 ENGINES: dict[str, Callable[[Path, int | None], Engine]] = {
     "loop": Loop,
     "bare": Bare,
+    "stock": Stock,
     "genai": Genai,
     "openvino_genai": OpenvinoGenai,
     "llama.cpp": LlamaCpp,

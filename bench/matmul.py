@@ -1,4 +1,4 @@
-"""The least a token can take: ONNX Runtime's MatMulNBits alone, on every matrix of a model, by group size and zero points.
+"""The least a token can take: MatMulNBits alone, ONNX Runtime's and edgekit's, on every matrix of a model, by group size and zero points.
 
     python bench/matmul.py --threads 2 --out bench/results/matmul.json      # a minute or two, 3 GB of memory
 
@@ -24,6 +24,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "toolkit"), str(ROOT / "bench")]
 
 from decode_one import bandwidth  # noqa: E402
+from edgekit.engines.onnx import operator  # noqa: E402
 from measure import machine  # noqa: E402
 
 PHI = {"qkv": (9216, 3072, 32), "o": (3072, 3072, 32), "gate and up": (16384, 3072, 32), "down": (3072, 8192, 32)}
@@ -39,6 +40,7 @@ class Form:
     group: int
     zeros: bool
     level: int = 4
+    own: bool = False
 
     @property
     def bytes_per_weight(self) -> float:
@@ -46,6 +48,8 @@ class Form:
 
 
 LAYERS = {
+    "g128, zero points, edgekit's own kernel": Form(4, 128, True, own=True),
+    "g32, zero points, edgekit's own kernel": Form(4, 32, True, own=True),
     "g128, zero points (edgekit's `int4-g128`)": Form(4, 128, True),
     "g128, symmetric": Form(4, 128, False),
     "g64, zero points": Form(4, 64, True),
@@ -53,7 +57,11 @@ LAYERS = {
     "g32, symmetric (onnxruntime-genai's builder)": Form(4, 32, False),
     "g128, zero points, products in float32": Form(4, 128, True, level=0),
 }
-HEADS = {"INT8 g128 (edgekit)": Form(8, 128, True), "INT4 g32, symmetric (onnxruntime-genai's builder)": Form(4, 32, False)}
+HEADS = {
+    "INT8 g128, edgekit's own kernel": Form(8, 128, True, own=True),
+    "INT8 g128 (edgekit)": Form(8, 128, True),
+    "INT4 g32, symmetric (onnxruntime-genai's builder)": Form(4, 32, False),
+}
 
 
 def session(form: Form, n: int, k: int, copies: int, threads: int) -> onnxruntime.InferenceSession:
@@ -76,6 +84,8 @@ def session(form: Form, n: int, k: int, copies: int, threads: int) -> onnxruntim
     made: onnx.ModelProto = helper.make_model(graph, opset_imports=opsets, ir_version=10)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
+    if form.own:
+        options.register_custom_ops_library(str(operator.LIBRARY))
     options.add_session_config_entry("session.force_spinning_stop", "1")  # or all graphs' threads would spin against the one that runs
     return onnxruntime.InferenceSession(made.SerializeToString(), options, providers=["CPUExecutionProvider"])
 

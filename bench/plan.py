@@ -5,7 +5,7 @@
 
 Each model is built and run in processes of its own (bench/decode_one.py). Before and after each run NumPy's bandwidth and compute are
 measured, over some seconds: their means become this machine's device profile (in the scratch folder) that `edge plan` is given, so that
-what others use of the machine at the time is in both. Linux.
+what others use of the machine at the time is in both. Engines compute with their own kernels, as on most devices. Linux.
 """
 
 import argparse
@@ -181,6 +181,7 @@ def compare(name: str, target: str, asked: Asked) -> dict[str, object]:
 
 
 def main() -> None:
+    os.environ["EDGEKIT_ONNX_PRODUCTS"] = "onnxruntime"
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scratch", type=Path, required=True)
     parser.add_argument("--target", action="append")

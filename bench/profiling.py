@@ -11,7 +11,7 @@ Routes, each in a process of its own, in turns, prompts of 64 and 256 tokens wit
   generate_next_token), and that script itself with --genai-script.
 - openvino_genai: the perf_metrics of its pipeline, which openvino.genai's tools/llm_bench prints (TTFT, and TPOT for further tokens).
 All compute with THREADS threads (2 are at odds on a machine that others use as well), the engines' own with the settings that edgekit's
-session takes.
+session takes, and that with the engines' own kernels.
 
 Cost: the same session decodes in a plain loop and in the profiler's, by turns; and both loops run around a function that does nothing,
 which gives the profiler's own microseconds a token without the machine's noise.
@@ -280,6 +280,7 @@ def table(result: dict[str, Any]) -> list[list[str]]:
 
 
 def main() -> None:
+    os.environ["EDGEKIT_ONNX_PRODUCTS"] = "onnxruntime"
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--onnx", type=Path, help="an artifact of this bench's model for `cpu` (default: build it)")
     parser.add_argument("--openvino", type=Path, help="the same for `intel-cpu`")

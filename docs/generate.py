@@ -22,6 +22,7 @@ sys.path[:0] = [str(ROOT / "toolkit"), str(ROOT / "docs")]
 
 import typer  # noqa: E402
 from measured import (  # noqa: E402
+    against_report,
     build_table,
     calibrate_report,
     decode_table,
@@ -249,6 +250,7 @@ GENERATED = {
     "methods": methods_table,
     "calibrate": calibrate_report,
     "matmul": matmul_table,
+    "against": against_report,
     "loop": loop_report,
     "tamper": tamper_report,
     "update": update_report,

@@ -218,6 +218,21 @@ def loop_report() -> str:
     )
 
 
+def against_report() -> str:
+    lines = []
+    for prompt in (64, 1024):
+        result = load(f"bench/results/builder_{prompt}.json")
+        if result is None:
+            return "Not measured yet: `python bench/loop.py DIR --against OTHER --prompt N --out bench/results/builder_N.json`."
+        ms = result["ms"]
+        ratios = [1 / result[key] for key in ("ratio", "high", "low")]
+        lines.append(
+            f"- at {prompt:,} tokens {ms['loop']:.1f} ms a token against {ms['generate']:.1f}: {ratios[0]:.2f} times as fast "
+            f"(95 % interval of the median {ratios[1]:.2f} to {ratios[2]:.2f}, {result['pairs']} pairs of neighbours). {origin(result)}"
+        )
+    return "\n".join(lines)
+
+
 def decode_table() -> str:
     result = load("bench/results/decode.json")
     if result is None:

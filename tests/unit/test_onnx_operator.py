@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from edgekit.engines.onnx import operator
 from edgekit.engines.onnx.session import open_session
-from edgekit.errors import EngineError
+from edgekit.errors import EngineMissing, UsageError
 from onnx_artifact import Built, build, random_tokens
 
 F32 = NDArray[np.float32]
@@ -158,25 +158,37 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Built:
     return build(tmp_path_factory.mktemp("llama"), "llama", options={"accuracy_level": 4})
 
 
-def test_sessions_with_either_agree(llama: Built) -> None:
+def test_sessions_with_either_agree(llama: Built, monkeypatch: pytest.MonkeyPatch) -> None:
     """Within what rounding inputs to int8 moves logits, on the same files; here 1.5 times what it moves ONNX Runtime's own."""
     tokens = random_tokens(40)
     exact = llama.reference(tokens)
-    errors = {}
-    for own in (True, False):
-        session = open_session(llama.directory, llama.manifest, threads=1, own=own)
-        errors[own] = np.sqrt(np.mean((session.forward(tokens) - exact) ** 2))
+    errors: dict[str, float] = {}
+    for products in (operator.OWN, operator.STOCK):
+        monkeypatch.setenv(operator.VARIABLE, products)
+        session = open_session(llama.directory, llama.manifest, threads=1)
+        errors[products] = np.sqrt(np.mean((session.forward(tokens) - exact) ** 2))
         session.close()
-    assert 0 < errors[True] < 1.5 * errors[False]
+    assert 0 < errors[operator.OWN] < 1.5 * errors[operator.STOCK]
+    assert errors[operator.OWN] != errors[operator.STOCK]
 
 
-def test_an_artifact_it_does_not_compute(llama: Built) -> None:
+def test_which_is_chosen(llama: Built, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(operator.VARIABLE, raising=False)
     details = {**llama.manifest.engine.details, "accuracy_level": 0}
-    manifest = replace(llama.manifest, engine=replace(llama.manifest.engine, details=details))
-    assert not operator.computes(manifest)
-    with pytest.raises(EngineError, match="own=True"):
-        open_session(llama.directory, manifest, own=True)
-    open_session(llama.directory, manifest).close()
+    float32 = replace(llama.manifest, engine=replace(llama.manifest.engine, details=details))
+    for vnni in (False, True):
+        monkeypatch.setattr(operator, "pays", lambda: not vnni)  # noqa: B023
+        assert operator.chosen(llama.manifest) == (not vnni)
+        assert not operator.chosen(float32)
+    monkeypatch.setenv(operator.VARIABLE, "edgekit")
+    assert operator.chosen(llama.manifest)
+    assert not operator.chosen(float32), "another precision is not put up with"
+    monkeypatch.setattr(operator, "runs", lambda: False)
+    with pytest.raises(EngineMissing, match="unset it"):
+        open_session(llama.directory, llama.manifest)
+    monkeypatch.setenv(operator.VARIABLE, "mlas")
+    with pytest.raises(UsageError, match="edgekit or onnxruntime"):
+        open_session(llama.directory, llama.manifest)
 
 
 def test_a_library_that_is_absent_or_other_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

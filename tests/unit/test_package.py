@@ -4,10 +4,12 @@ import contextlib
 import hashlib
 import json
 import os
+import platform
 import shutil
 import socket
 import subprocess
 import sys
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -140,9 +142,25 @@ def test_missing_wheels_are_named(edge: Edge, small: Path, tmp_path: Path) -> No
 
 
 def test_own_wheel_is_the_same_each_time_and_complete(tmp_path: Path) -> None:
-    first = own_wheel(tmp_path).read_bytes()
-    assert own_wheel(tmp_path).read_bytes() == first
+    first = own_wheel(tmp_path, ()).read_bytes()
+    assert own_wheel(tmp_path, ()).read_bytes() == first
     assert b"edgekit/packagers/templates/python/install.sh.j2" in first
+
+
+@LINUX
+def test_own_wheel_has_kernels_for_machines_like_this_one_only(tmp_path: Path) -> None:
+    """Not the quantizer's, which no device needs."""
+    machine = platform.machine()
+    package = Path(edgekit.__file__).parent
+    compiled = {f"edgekit/{path.relative_to(package).as_posix()}" for path in package.rglob("*.so")} - {"edgekit/quant/_kernel.so"}
+    for name, wanted in ((f"linux_{machine}", compiled), ("linux_riscv64", set()), ("macosx_arm64", set())):
+        made = own_wheel(tmp_path, (name,))
+        assert made.name.endswith(f"-py3-none-{name}.whl" if wanted else "-py3-none-any.whl")
+        with zipfile.ZipFile(made) as archive:
+            assert {held for held in archive.namelist() if held.endswith(".so")} == wanted
+            assert not any(held.endswith((".c", ".h")) for held in archive.namelist())
+            said = next(archive.read(held) for held in archive.namelist() if held.endswith("/WHEEL")).decode()
+        assert f"Tag: {made.stem[made.stem.index('py3') :]}\n" in said
 
 
 def test_every_kind_has_its_module_and_templates() -> None:

@@ -34,7 +34,10 @@ PATIENCE = 300.0
 """Seconds for one engine; a device's driver may hang."""
 NOT_SHOWN = ("test",)
 """Extras that no user needs."""
-SETTINGS = ("EDGEKIT_CACHE", "EDGEKIT_CACHE_LIMIT", "HF_ENDPOINT", "HF_HOME", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "HTTPS_PROXY", "HTTP_PROXY")
+SETTINGS = (
+    *("EDGEKIT_CACHE", "EDGEKIT_CACHE_LIMIT", "EDGEKIT_ONNX_PRODUCTS"),
+    *("HF_ENDPOINT", "HF_HOME", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "HTTPS_PROXY", "HTTP_PROXY"),
+)
 SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 
 
@@ -247,7 +250,7 @@ def _advice(kernel: bool, packages: Sequence[Package], probes: Sequence[Probe], 
         yield f'{which} needs {package.name}{package.wanted}, and {have}: pip install --upgrade "{which}"'
     if not kernel:
         yield (
-            "the quantizer's C code was not compiled, NumPy does its work: the same bytes, several times as slow. Install a C compiler "
+            "edgekit's C code was not compiled: NumPy quantizes, the same bytes, several times as slow. Install a C compiler "
             "(cc), then: pip install --force-reinstall --no-deps --no-cache-dir edgekit"
         )
     if not any(probe.outcome == "works" for probe in probes):

@@ -6,11 +6,12 @@ import csv
 import email
 import hashlib
 import io
+import platform
 import re
 import subprocess
 import sys
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from email.message import Message
 from importlib import metadata
@@ -28,8 +29,10 @@ from edgekit.resources import data_folder
 
 DATE = (1980, 1, 1, 0, 0, 0)
 """Of files in the wheel: the same package gives the same bytes."""
-LEFT_OUT = {".so", ".pyc", ".safetensors"}
-"""The compiled quantizer, which would be for this machine, and tiny-phi's weights: a device runs artifacts and makes none."""
+LEFT_OUT = {".pyc", ".safetensors", ".c", ".h"}
+"""A device runs artifacts and makes none: no weights of tiny-phi, and nothing to compile."""
+COMPILED, QUANTIZER = ".so", "quant/_kernel.so"
+"""Kernels, for machines of this kind alone; the quantizer's for none."""
 DEEP = 5
 """Times that pip is asked at most."""
 GLIBC = (31, 17)
@@ -143,15 +146,20 @@ def bare(need: Requirement) -> Requirement:
     return copy
 
 
-def own_wheel(folder: Path) -> Path:
-    """edgekit as it runs here, checkout or installed, as a wheel for any platform."""
+def own_wheel(folder: Path, platforms: Collection[str]) -> Path:
+    """edgekit as it runs here, checkout or installed, for any platform; where ``platforms`` (a machine's, as in wheels' tags) say that it
+    is a Linux like this one, with what was compiled here."""
     version = edgekit.__version__
     info = f"edgekit-{version}.dist-info"
     members = dict(_members())
+    here = f"linux_{platform.machine()}"
+    kernels = dict(_kernels()) if sys.platform == "linux" and here in platforms else {}
+    members |= kernels
+    tag = f"py3-none-{here}" if kernels else "py3-none-any"
     needs = "".join(f"Requires-Dist: {need}\n" for need in _declared() if "extra ==" not in need)
     head = f"Metadata-Version: 2.4\nName: edgekit\nVersion: {version}\nRequires-Python: >=3.10\nLicense-Expression: Apache-2.0\n"
     members[f"{info}/METADATA"] = f"{head}License-File: LICENSE\n{needs}".encode()
-    members[f"{info}/WHEEL"] = b"Wheel-Version: 1.0\nGenerator: edgekit\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+    members[f"{info}/WHEEL"] = f"Wheel-Version: 1.0\nGenerator: edgekit\nRoot-Is-Purelib: {str(not kernels).lower()}\nTag: {tag}\n".encode()
     members[f"{info}/entry_points.txt"] = b"[console_scripts]\nedge = edgekit.cli:main\n"
     members[f"{info}/licenses/LICENSE"] = own_license().encode()
     record = io.StringIO()
@@ -161,7 +169,7 @@ def own_wheel(folder: Path) -> Path:
         rows.writerow([name, f"sha256={digest}", len(content)])
     rows.writerow([f"{info}/RECORD", "", ""])
     members[f"{info}/RECORD"] = record.getvalue().encode()
-    path = folder / f"edgekit-{version}-py3-none-any.whl"
+    path = folder / f"edgekit-{version}-{tag}.whl"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, content in members.items():
             entry = zipfile.ZipInfo(name, DATE)
@@ -176,8 +184,16 @@ def _members() -> Iterator[tuple[str, bytes]]:
     for folder, target in folders:
         for path in sorted(folder.rglob("*")):
             name = path.relative_to(folder).as_posix()
-            if path.is_file() and path.suffix not in LEFT_OUT and not (folder == package and name.startswith("data/")):
+            if path.is_file() and path.suffix not in {*LEFT_OUT, COMPILED} and not (folder == package and name.startswith("data/")):
                 yield f"{target}/{name}", path.read_bytes()
+
+
+def _kernels() -> Iterator[tuple[str, bytes]]:
+    package = Path(edgekit.__file__).parent
+    for path in sorted(package.rglob(f"*{COMPILED}")):
+        name = path.relative_to(package).as_posix()
+        if name != QUANTIZER:
+            yield f"edgekit/{name}", path.read_bytes()
 
 
 def collect(needed: Sequence[Requirement], where: Place, folder: Path, source: Path | None) -> tuple[Wheel, ...]:
@@ -200,7 +216,7 @@ def collect(needed: Sequence[Requirement], where: Place, folder: Path, source: P
     for path in folder.glob("*.whl"):
         if path not in kept:
             path.unlink()
-    own_wheel(folder)
+    own_wheel(folder, where.tags)
     return tuple(_wheel(path) for path in sorted(folder.glob("*.whl")))
 
 

@@ -7,7 +7,7 @@ import os
 import re
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -74,10 +74,10 @@ def wheel_folder() -> Path:
     return folder
 
 
-def own_wheel() -> Path:
-    """edgekit as it runs here, checkout or installed, as a wheel for any platform, in the cache."""
+def own_wheel(platforms: Collection[str] = ()) -> Path:
+    """edgekit as it runs here, checkout or installed, as a wheel for a machine of these platforms, in the cache."""
     with tempfile.TemporaryDirectory(dir=wheel_folder()) as scratch:
-        made = make_own_wheel(Path(scratch))
+        made = make_own_wheel(Path(scratch), platforms)
         return made.replace(wheel_folder() / made.name)
 
 
@@ -99,7 +99,7 @@ def bundle(manifest: Manifest, platform: Platform, heard: Callable[[str], None])
         text = json.dumps({name: blob(folder / name).digest for name in names}, indent=2) + "\n"
         replace_file(lock, text.encode())
     wheels = {name: blob(folder / name) for name in json.loads(lock.read_text(encoding="utf-8"))}
-    own, pip = own_wheel(), pip_wheel()
+    own, pip = own_wheel(platform.platforms), pip_wheel()
     return Bundle({**wheels, own.name: blob(own), pip.name: blob(pip)}, there)
 
 

@@ -110,9 +110,9 @@ typedef struct {
 } work_t;
 
 enum {
-  ROWS = 4,     /* of inputs, quantized at a time */
-  COLUMNS = 64, /* of the result, at least, for a thread at a time */
-  PARTS = 32    /* of a product, at most */
+  ROWS = 4,       /* of inputs, quantized at a time */
+  LEAST = 1 << 17, /* multiplications of a part of a product: some 4 us, several times what handing it to a thread costs */
+  PARTS = 32       /* of a product, at most */
 };
 
 static void quantize(void *data, size_t part) {
@@ -147,12 +147,16 @@ static status_t *shapes(const api_t *api, any_t *context, const kernel_t *kernel
 }
 
 static status_t *run(const api_t *api, any_t *context, work_t *work) {
-  size_t m = (size_t)work->inputs.m;
-  if (m < 2 * ROWS) edgekit_quantize_inputs(work->x, &work->kernel->weights, &work->inputs, 0, (int64_t)m);
+  const edgekit_weights_t *w = &work->kernel->weights;
+  size_t m = (size_t)work->inputs.m, pairs = ((size_t)w->n + 1) / 2, parts = (size_t)w->n * (size_t)w->k * m / LEAST;
+  if (m < 2 * ROWS) edgekit_quantize_inputs(work->x, w, &work->inputs, 0, (int64_t)m);
   else TRY(parallel_for(context, quantize, (m + ROWS - 1) / ROWS, 0, work));
-  size_t parts = (size_t)work->kernel->weights.n / COLUMNS;
-  work->parts = parts < 1 ? 1 : parts > PARTS ? PARTS : parts;
-  return parallel_for(context, multiply, work->parts, 0, work);
+  if (parts > PARTS) parts = PARTS;
+  work->parts = parts > pairs ? pairs : parts;
+  if (work->parts > 1) return parallel_for(context, multiply, work->parts, 0, work);
+  work->parts = 1;
+  multiply(work, 0);
+  return NULL;
 }
 
 static status_t *compute(void *made, any_t *context) {

@@ -31,16 +31,13 @@ CHUNK = 512
 """Tokens of a long input computed at a time: keeps the activations of a long prompt small."""
 
 
-def open_session(
-    directory: Path, manifest: Manifest, *, threads: int | None = None, trace: Path | None = None, own: bool | None = None
-) -> "OnnxSession":
+def open_session(directory: Path, manifest: Manifest, *, threads: int | None = None, trace: Path | None = None) -> "OnnxSession":
     """Loads ``model.onnx`` of an artifact.
 
     threads: that compute; None takes every CPU this process may run on (measured: ONNX Runtime's own choice, one a physical core,
-    halves the speed on two-thread virtual machines). trace: prefix of the file that ``end_trace`` names. own: whether edgekit's own
-    MatMulNBits (operator.py) takes the place of ONNX Runtime's; None takes the faster one for this CPU.
+    halves the speed on two-thread virtual machines). trace: prefix of the file that ``end_trace`` names.
     Raises EngineMissing (onnxruntime absent, older than the artifact needs, or without the device it is for) and EngineError (it
-    refuses the file, or ``own`` is not to be had).
+    refuses the file).
     """
     chosen = provider(manifest.engine.details.get("provider"))
     try:
@@ -59,9 +56,7 @@ def open_session(
     if trace is not None:
         options.enable_profiling, options.profile_file_prefix = True, str(trace)
     path = directory / MODEL
-    if own and not (operator.runs() and operator.computes(manifest)):
-        raise EngineError(f"edgekit's own MatMulNBits was not compiled, or does not compute {path} on this CPU; leave own=True out")
-    if own or (own is None and operator.computes(manifest) and operator.pays()):
+    if operator.chosen(manifest):
         options.register_custom_ops_library(str(operator.LIBRARY))
     session = open_on(chosen, path, options)
     if POSITIONS not in (i.name for i in session.get_overridable_initializers()):
