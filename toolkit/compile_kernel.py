@@ -1,4 +1,5 @@
-"""Build hook: compiles what is written in C where a compiler is at hand. Without one NumPy and the engines do the same, slower."""
+"""Build hook: compiles what is written in C where a compiler is at hand. Without one NumPy and the engines do the same, slower,
+and what is compiled for Qualcomm's NPUs does not repeat itself byte by byte."""
 
 import os
 import platform
@@ -15,22 +16,28 @@ OPTIONS = ("-std=gnu11", "-O3", "-fPIC", "-shared", "-ffp-contract=off", "-fno-m
 PACKAGE = Path("toolkit") / "edgekit"
 QUANTIZER = PACKAGE / "quant" / "_kernel.so"
 OPERATOR = PACKAGE / "engines" / "onnx" / "_operator.so"
+TURNS = PACKAGE / "engines" / "qnn" / "_turns.so"
 SOURCES = {
     QUANTIZER: (PACKAGE / "quant" / "kernel.c",),
     OPERATOR: (PACKAGE / "engines" / "onnx" / "operator.c", PACKAGE / "cpu" / "matmul.c"),
+    TURNS: (PACKAGE / "engines" / "qnn" / "turns.c", PACKAGE / "engines" / "qnn" / "arena.c"),
 }
+# C++'s exceptions pass through arena.c; and malloc cannot ask for a thread's own variable by calling malloc.
+MORE = {TURNS: ("-fexceptions", "-ftls-model=initial-exec", "-pthread", "-ldl")}
 
 
 class CustomBuildHook(BuildHookInterface):
     def initialize(self, version: str, build_data: dict[str, object]) -> None:
         wanted = [QUANTIZER, OPERATOR] if platform.machine().lower() in {"x86_64", "amd64"} else [QUANTIZER]
+        if (sys.platform, platform.machine()) == ("linux", "x86_64"):
+            wanted.append(TURNS)
         artifacts = build_data["artifacts"]
         assert isinstance(artifacts, list)
         for library in wanted:
             try:
                 compile_library(Path(self.root), library)
             except OSError as error:
-                self.app.display_warning(f"{library.name} was not compiled, what it does will be done without it, slower: {error}")
+                self.app.display_warning(f"{library.name} was not compiled, what it does will be done without it: {error}")
             else:
                 artifacts.append(library.as_posix())
                 build_data["pure_python"] = False
@@ -44,7 +51,7 @@ def compile_library(root: Path, library: Path) -> None:
     partial = root / f"{library}.partial-{os.getpid()}"
     try:
         sources = [str(root / source) for source in SOURCES[library]]
-        command = [*shlex.split(os.environ.get("CC", "cc")), *OPTIONS, "-o", str(partial), *sources]
+        command = [*shlex.split(os.environ.get("CC", "cc")), *OPTIONS, "-o", str(partial), *sources, *MORE.get(library, ())]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             raise OSError(done.stderr.strip()[-500:])

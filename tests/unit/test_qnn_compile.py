@@ -19,6 +19,7 @@ from edgekit.artifact import TensorFormat, load_artifact
 from edgekit.cache import Cache
 from edgekit.checkpoint import Source, open_checkpoint
 from edgekit.engines.onnx_format.proto import DataType, Graph, Tape, Value, serialize
+from edgekit.engines.qnn import compiler
 from edgekit.engines.qnn import export as exporting
 from edgekit.engines.qnn.compiler import compile_part
 from edgekit.engines.qnn.session import open_session
@@ -51,6 +52,7 @@ def test_tiny_phi_is_compiled_for_every_chip(tmp_path: Path, name: str) -> None:
     manifest = edgekit.build("tiny-phi", target=name, output=tmp_path / "out")
     facts = manifest.engine.details
     assert (facts["soc"], facts["soc_model"], facts["htp_arch"]) == (soc.name, soc.model, f"v{soc.arch}")
+    assert facts["reproducible"] is (compiler.turns() is not None)
     assert re.fullmatch(r"2\.\d+\.\d+\.\d+", str(facts["qairt"])) and str(facts["ep_compatibility"]).startswith("v2:")
     binary = (tmp_path / "out" / "part0_prompt_qnn.bin").read_bytes()
     said = {(found[1].decode(), int(found[2])) for found in re.finditer(rb"soc_type=(\w+);arch=(\d+)", binary)}
@@ -173,7 +175,16 @@ def graph_with(kind: str, dtype: DataType) -> bytes:
 
 
 def compile_graph(folder: Path, *, memory: int = 8_000_000_000) -> None:
-    compile_part(folder, {"a.onnx": "made.onnx"}, SOCS["SM8750"].model, sharing=False, memory=memory, what="a part", tell=lambda done: None)
+    compile_part(
+        folder,
+        {"a.onnx": "made.onnx"},
+        SOCS["SM8750"].model,
+        sharing=False,
+        reproducible=True,
+        memory=memory,
+        what="a part",
+        tell=lambda done: None,
+    )
 
 
 def test_a_graph_that_would_fall_back_to_the_cpu_fails_the_build(tmp_path: Path) -> None:

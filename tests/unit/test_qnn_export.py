@@ -99,7 +99,7 @@ def refused(
         ({"chunk": 64}, 96, "a context of 96 is no multiple: build with --context 64"),
         ({"chunk": 128}, 96, "set a smaller one"),
         ({"memory_mb": 1000}, 96, "takes about 1.0 GB of memory, options.memory_mb allows 1.0 GB"),
-        ({"speed": 1}, 96, "unknown key 'speed'; allowed: soc, runtime, activations, chunk, layers, sharing, memory_mb"),
+        ({"speed": 1}, 96, "unknown key 'speed'; allowed: soc, runtime, activations, chunk, layers, sharing, reproducible, memory_mb"),
     ],
 )
 def test_wrong_options_are_refused(tmp_path: Path, options: dict[str, OptionValue], context: int, message: str) -> None:

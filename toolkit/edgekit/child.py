@@ -9,7 +9,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from subprocess import PIPE
 from typing import cast
@@ -33,11 +33,13 @@ def ask(module: str, request: Json, *, patience: float | None = None) -> Json:
 
 
 @contextlib.contextmanager
-def asking(module: str, request: Json, patience: float | None = None) -> Iterator[Callable[[], Json]]:
+def asking(
+    module: str, request: Json, patience: float | None = None, environment: Mapping[str, str] | None = None
+) -> Iterator[Callable[[], Json]]:
     """As ``ask``, while the caller does something else: gives what waits for the answer. When the block is left the process has ended,
-    whatever happened."""
+    whatever happened. environment: instead of this process's own."""
     try:
-        process = subprocess.Popen(command(module), stdin=PIPE, stdout=PIPE, stderr=PIPE)
+        process = subprocess.Popen(command(module), stdin=PIPE, stdout=PIPE, stderr=PIPE, env=environment)
     except OSError as error:
         raise EngineError(f"cannot start {sys.executable!r} to run the model: {error.strerror or error}") from error
     with process, ThreadPoolExecutor(1) as pool:

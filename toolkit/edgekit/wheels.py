@@ -31,8 +31,8 @@ DATE = (1980, 1, 1, 0, 0, 0)
 """Of files in the wheel: the same package gives the same bytes."""
 LEFT_OUT = {".pyc", ".safetensors", ".c", ".h"}
 """A device runs artifacts and makes none: no weights of tiny-phi, and nothing to compile."""
-COMPILED, QUANTIZER = ".so", "quant/_kernel.so"
-"""Kernels, for machines of this kind alone; the quantizer's for none."""
+COMPILED, BUILDERS = ".so", {"_kernel.so", "_turns.so"}
+"""Kernels, for machines of this kind alone; those that make artifacts for none."""
 DEEP = 5
 """Times that pip is asked at most."""
 GLIBC = (31, 17)
@@ -191,9 +191,8 @@ def _members() -> Iterator[tuple[str, bytes]]:
 def _kernels() -> Iterator[tuple[str, bytes]]:
     package = Path(edgekit.__file__).parent
     for path in sorted(package.rglob(f"*{COMPILED}")):
-        name = path.relative_to(package).as_posix()
-        if name != QUANTIZER:
-            yield f"edgekit/{name}", path.read_bytes()
+        if path.name not in BUILDERS:
+            yield f"edgekit/{path.relative_to(package).as_posix()}", path.read_bytes()
 
 
 def collect(needed: Sequence[Requirement], where: Place, folder: Path, source: Path | None) -> tuple[Wheel, ...]:

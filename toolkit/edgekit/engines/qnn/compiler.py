@@ -1,10 +1,13 @@
 """Qualcomm's compiler, in a process of its own (``main``): it takes gigabytes, and a graph it does not like may end it.
 
-A part's two graphs (graph.py) become two small ONNX files, each with one EPContext node, and the binary file that they name. Imports
+A part's two graphs (graph.py) become two small ONNX files, each with one EPContext node, and the binary file that they name. Where
+turns.c was compiled when edgekit was installed, the compiler's threads take turns, and the same part gives the same bytes. Imports
 nothing of the rest of the build.
 """
 
+import functools
 import os
+import platform
 import re
 import signal
 import sys
@@ -24,6 +27,8 @@ PROVIDER = "QNNExecutionProvider"
 REQUIRES = {"onnxruntime": "1.31", "onnxruntime-qnn": "2.7", "onnxruntime-genai": "0.18"}
 INSTALL = "pip install 'edgekit[build,qnn]' (x86-64 or arm64, Linux or Windows, Python 3.11 or newer)"
 PR_SET_PDEATHSIG = 1
+TURNS_VERSION = "edgekit turns 1"
+"""In turns.c: a library that was compiled from another one is not used."""
 FINALIZATION = "3"
 """The compiler's effort; "1" fails with 8 layers of Phi-3.5 (error 1002)."""
 
@@ -36,20 +41,45 @@ class Compiled:
     compatibility: str
 
 
+@functools.cache
+def turns() -> Path | None:
+    """turns.c, compiled: where edgekit was installed with a C compiler on x86-64 Linux, in a path that the dynamic linker takes (it
+    parts a list of them at spaces and colons)."""
+    path = Path(__file__).with_name("_turns.so")
+    try:
+        fits = TURNS_VERSION.encode() + b"\0" in path.read_bytes()
+    except OSError:
+        return None
+    here = sys.platform == "linux" and platform.machine() == "x86_64"
+    return path if fits and here and not re.search(r"[\s:$]", str(path)) else None
+
+
 def compile_part(
-    folder: Path, graphs: dict[str, str], soc_model: int, *, sharing: bool, memory: int, what: str, tell: Callable[[int], None]
+    folder: Path,
+    graphs: dict[str, str],
+    soc_model: int,
+    *,
+    sharing: bool,
+    reproducible: bool,
+    memory: int,
+    what: str,
+    tell: Callable[[int], None],
 ) -> None:
     """Compiles ``graphs`` (file in ``folder`` -> file to make there) for one chip, each whole on the NPU.
 
-    sharing: all of them into one binary. memory: bytes the compiler may take. what: for messages, such as "layers 0 to 7".
+    sharing: all of them into one binary. reproducible: in ``turns``, where there are any. memory: bytes the compiler may take.
+    what: for messages, such as "layers 0 to 7".
     tell: gets every second how many graphs are done.
     Raises EngineMissing; TargetError where the NPU does not take every operator; EngineError where the compiler crashes or runs out
     of memory, or fails otherwise.
     """
+    library = turns() if reproducible else None
     request: child.Json = {"folder": str(folder), "graphs": graphs, "soc_model": soc_model, "sharing": sharing, "memory": memory}
+    request["turns"] = library is not None
+    environment = None if library is None else {**os.environ, "LD_PRELOAD": str(library)}
     try:
         # Left in this order: the process is ended, so that its answer comes, whatever it is.
-        with ThreadPoolExecutor(1) as pool, child.asking("edgekit.engines.qnn.compiler", request) as answer:
+        with ThreadPoolExecutor(1) as pool, child.asking("edgekit.engines.qnn.compiler", request, environment=environment) as answer:
             waiting = pool.submit(answer)
             while not wait([waiting], timeout=1).done:
                 tell(sum((folder / output).exists() for output in graphs.values()))
@@ -58,6 +88,7 @@ def compile_part(
         raise EngineError(
             f"compiling {what} failed: {error} (allowed: {memory / 1e9:.1f} GB). What was compiled before is kept: run the same command "
             "again to go on, with fewer layers to a part or more memory_mb in the target's [options] if memory was the reason"
+            + ("" if library is None else "; if not, try reproducible = false there")
         ) from None
 
 
@@ -78,12 +109,25 @@ def main() -> None:
 
 def _serve(request: child.Json) -> child.Json:
     folder, graphs = Path(str(request["folder"])), cast(dict[str, str], request["graphs"])
+    if bool(request["turns"]) != in_turns():
+        raise EngineError(
+            f"the dynamic linker did not load {turns()} as it was asked to; set reproducible = false in the target's [options]"
+        )
     _bound(int(cast(int, request["memory"])))
     # Names in compiled files derive from the path that ONNX Runtime is given: without the folder they are always the same.
     os.chdir(folder)
     for i, (source, output) in enumerate(graphs.items()):
         _compile(source, output, int(cast(int, request["soc_model"])), sharing=bool(request["sharing"]), last=i == len(graphs) - 1)
     return {}
+
+
+def in_turns() -> bool:
+    """Whether this process runs with turns.c."""
+    if sys.platform != "linux":
+        return False
+    import ctypes
+
+    return hasattr(ctypes.CDLL(None), "edgekit_turns")
 
 
 def _bound(memory: int) -> None:

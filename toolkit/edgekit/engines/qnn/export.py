@@ -18,7 +18,7 @@ from edgekit.engines.exported import Exported, Footprint
 from edgekit.engines.onnx_format import weights
 from edgekit.engines.onnx_format.proto import serialize
 from edgekit.engines.qnn.calibration import calibrate
-from edgekit.engines.qnn.compiler import FINALIZATION, INSTALL, REQUIRES, compile_part, read_compiled
+from edgekit.engines.qnn.compiler import FINALIZATION, INSTALL, REQUIRES, TURNS_VERSION, compile_part, read_compiled, turns
 from edgekit.engines.qnn.footprint import running
 from edgekit.engines.qnn.genai_config import Step, genai_config
 from edgekit.engines.qnn.genie import embedding_bits, write_embedding
@@ -146,8 +146,14 @@ def details(layout: Layout, model: Model, directory: Path) -> dict[str, Scalar]:
         "prompt_chunk": layout.options.chunk,
         "parts": len(layout.parts),
         "weight_sharing": layout.options.sharing,
+        "reproducible": reproducible(layout),
         "rope_length": needs_length(model.decoder, layout.context),
     }
+
+
+def reproducible(layout: Layout) -> bool:
+    """Whether the same parts give the same bytes, here and wherever this is so."""
+    return layout.options.reproducible and turns() is not None
 
 
 def export_part(planned: PlannedPart, layout: Layout, model: Model, directory: Path, progress: Progress, quantizer: Quantizer) -> None:
@@ -170,6 +176,7 @@ def export_part(planned: PlannedPart, layout: Layout, model: Model, directory: P
             {f"{half}.onnx": f"made/{file_name(planned, half)}" for half in planned.graphs},
             options.chip.model,
             sharing=options.sharing,
+            reproducible=options.reproducible,
             memory=options.memory_mb * 1_000_000,
             what=f"{planned.layers} for {options.soc}",
             tell=lambda done: progress(stage, done * total // len(planned.graphs), total),
@@ -189,7 +196,8 @@ def facts(planned: PlannedPart, layout: Layout, folder: Path) -> list[str | int 
     """All that the compiled files of a part depend on; the files are the weights, where they are not in the graphs, and the graphs."""
     digests = [file_digest(path).hex() for path in sorted(path for path in folder.iterdir() if path.is_file())]
     versions = [version(name) for name in ("onnxruntime", "onnxruntime-qnn")]
-    return ["compiled", planned.part.index, *digests, layout.options.chip.model, layout.options.sharing, FINALIZATION, *versions]
+    made = [TURNS_VERSION] if reproducible(layout) else []
+    return ["compiled", planned.part.index, *digests, layout.options.chip.model, layout.options.sharing, FINALIZATION, *versions, *made]
 
 
 def renamed(progress: Progress, what: str) -> Progress:

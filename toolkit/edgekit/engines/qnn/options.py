@@ -17,6 +17,7 @@ class QnnOptions:
     layers: most decoder layers in one compiled file.
     sharing: the graph for prompts and that for single tokens share one copy of the weights. Such files load on a device only; without,
     they are larger and run on any x86-64 Linux too, in the vendor's emulation: for checks.
+    reproducible: compile in turns (turns.c), where this machine can; off for a compiler that does not bear it.
     memory_mb: most that the compiler may take on the machine that builds.
     """
 
@@ -26,6 +27,7 @@ class QnnOptions:
     chunk: int = 64
     layers: int = 8
     sharing: bool = True
+    reproducible: bool = True
     memory_mb: int = 16000
 
     @property
