@@ -24,7 +24,7 @@ const int edgekit_matmul_version = 1; /* of the interface, operator.py's VERSION
 enum {
   CHUNK = 64,   /* codes that are read at once */
   TILE = 32,    /* rows of inputs that share unpacked weights; of K = 8192 they fit a level 2 cache */
-  AHEAD = 2304  /* bytes: with it a single row of inputs reads at the speed of memory, without it at three quarters */
+  AHEAD = 2304  /* bytes: with it weights are read at the speed of memory, without it at three quarters */
 };
 
 int edgekit_matmul_runs(void) { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
@@ -255,6 +255,7 @@ INLINE void tile(const edgekit_weights_t *w, const edgekit_inputs_t *a, const fl
     __m256 scale[2];
     for (int r = 0; r < rows; r++) {
       const uint8_t *codes = w->codes + (n + r) * row + g / taken * step;
+      for (int i = 0; i < step; i += 64) _mm_prefetch((const char *)codes + AHEAD + i, _MM_HINT_T0);
       u[r] = whole ? load_unit(codes, bits, group, 1) : load_unit(codes, bits, group, 0);
       scale[r] = lane_scales(w->scales + (n + r) * groups + g, group, whole);
     }
