@@ -112,7 +112,7 @@ typedef struct {
 enum {
   ROWS = 4,       /* of inputs, quantized at a time */
   LEAST = 1 << 17, /* multiplications of a part of a product: some 4 us, several times what handing it to a thread costs */
-  PARTS = 32       /* of a product, at most */
+  PARTS = 128      /* of a product, at most; threads end closer to each other than with 32, which takes 3 % more */
 };
 
 static void quantize(void *data, size_t part) {
