@@ -1,12 +1,12 @@
 /* Products with INT4 and INT8 weights for x86-64 processors that have AVX2 and no VNNI, where engines' own kernels leave a third of the
    memory's bandwidth unused. Figures: bench/matmul.py, docs/performance.md.
 
-   Inputs become int8 in the groups of the weights (scale = largest / 127), so a product is a sum of integers for each group, exact, times two
-   scales; the zero points come in once a row, as scale * zero * (sum of the group's inputs). Weights are read where they lie, in file order: nothing
-   is laid out anew when a model is loaded. Nibbles come in pairs, so the inputs are stored with the even ones of 64 first, then the odd ones.
+   Inputs become int8 in the groups of the weights (scale = largest / 127), so a product is a sum of integers for each group, exact, times
+   two scales; the zero points come in once a row, as scale * zero * (sum of the group's inputs). Weights are read where they lie, in file
+   order: nothing is laid out anew when a model is loaded. Nibbles come in pairs, so of 64 inputs the even ones come first, then the odd ones.
 
-   No sum can overflow: 4 bits: 15 * 127 * 2 from one maddubs, four of which are added in a group of 128: 15,240 < 2**15. 8 bits: codes are taken
-   less 128, |code| * |input| <= 128 * 127, two of which are 32,512 < 2**15. */
+   No sum can overflow: 4 bits: 15 * 127 * 2 from one maddubs, four of which are added in a group of 128: 15,240 < 2**15. 8 bits: codes are
+   taken less 128, |code| * |input| <= 128 * 127, two of which are 32,512 < 2**15. */
 
 #include "matmul.h"
 
@@ -22,9 +22,9 @@ const int edgekit_matmul_version = 1; /* of the interface, operator.py's VERSION
 #define INLINE static inline __attribute__((always_inline)) AVX2
 
 enum {
-  CHUNK = 64,   /* codes that are read at once */
-  TILE = 32,    /* rows of inputs that share unpacked weights; of K = 8192 they fit a level 2 cache */
-  AHEAD = 2304  /* bytes: with it weights are read at the speed of memory, without it at three quarters */
+  CHUNK = 64,  /* codes that are read at once */
+  TILE = 32,   /* rows of inputs that share unpacked weights; of K = 8192 they fit a level 2 cache */
+  AHEAD = 2304 /* bytes: with it weights are read at the speed of memory, without it at three quarters */
 };
 
 int edgekit_matmul_runs(void) { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
@@ -35,9 +35,7 @@ int edgekit_matmul_has_vnni(void) {
   return __get_cpuid_count(7, 1, &a, &b, &c, &d) && a >> 4 & 1;         /* AVX-VNNI */
 }
 
-int edgekit_matmul_takes(int64_t bits, int64_t group) {
-  return (bits == 4 || bits == 8) && (group == 32 || group == 64 || group == 128);
-}
+int edgekit_matmul_takes(int64_t bits, int64_t group) { return (bits == 4 || bits == 8) && (group == 32 || group == 64 || group == 128); }
 
 static int64_t groups_of(const edgekit_weights_t *w) { return (w->k + w->group - 1) / w->group; }
 
@@ -46,21 +44,21 @@ static inline int64_t unit_size(int group) { return group < CHUNK ? CHUNK : grou
 static inline int64_t unit_groups(int group) { return unit_size(group) / group; }
 static int64_t units_of(const edgekit_weights_t *w) { return (groups_of(w) + unit_groups(w->group) - 1) / unit_groups(w->group); }
 
-size_t edgekit_codes_size(const edgekit_weights_t *w) { return (size_t)(w->n * groups_of(w) * w->group * w->bits / 8); }
-size_t edgekit_zeros_size(const edgekit_weights_t *w) { return (size_t)(w->n * ((groups_of(w) * w->bits + 7) / 8)); }
-size_t edgekit_scales_size(const edgekit_weights_t *w) { return (size_t)(w->n * groups_of(w)) * sizeof(float); }
+size_t edgekit_codes_size(const edgekit_weights_t *w) { return (size_t) (w->n * groups_of(w) * w->group * w->bits / 8); }
+size_t edgekit_zeros_size(const edgekit_weights_t *w) { return (size_t) (w->n * ((groups_of(w) * w->bits + 7) / 8)); }
+size_t edgekit_scales_size(const edgekit_weights_t *w) { return (size_t) (w->n * groups_of(w)) * sizeof(float); }
 
 /* Groups of a row of inputs are filled up with zeros to eights, the floats of a vector. */
 static int64_t eights(int64_t groups) { return (groups + 7) / 8 * 8; }
 
 size_t edgekit_inputs_size(int64_t m, const edgekit_weights_t *w) {
-  return (size_t)(m * (units_of(w) * unit_size(w->group) + 2 * eights(groups_of(w)) * (int64_t)sizeof(float))) + 64;
+  return (size_t) (m * (units_of(w) * unit_size(w->group) + 2 * eights(groups_of(w)) * (int64_t) sizeof(float))) + 64;
 }
 
 edgekit_inputs_t edgekit_inputs(void *memory, int64_t m, const edgekit_weights_t *w) {
-  int8_t *codes = (int8_t *)(((uintptr_t)memory + 63) & ~(uintptr_t)63);
+  int8_t *codes = (int8_t *) (((uintptr_t) memory + 63) & ~(uintptr_t) 63);
   int64_t groups = eights(groups_of(w));
-  float *scales = (float *)(codes + m * units_of(w) * unit_size(w->group));
+  float *scales = (float *) (codes + m * units_of(w) * unit_size(w->group));
   return (edgekit_inputs_t){codes, scales, scales + m * groups, m, groups};
 }
 
@@ -101,17 +99,18 @@ INLINE void quantize_group(const float *x, int bits, int group, int8_t *unit, in
     int8_t *to = unit + (place + i) / CHUNK * CHUNK;
     int64_t within = (place + i) % CHUNK;
     if (bits == 8) {
-      _mm256_store_si256((__m256i *)(to + within), q);
+      _mm256_store_si256((__m256i *) (to + within), q);
       continue;
     }
-    const __m256i apart = _mm256_setr_epi8(0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15, 0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15);
+    const __m256i apart =
+        _mm256_setr_epi8(0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15, 0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15);
     q = _mm256_permute4x64_epi64(_mm256_shuffle_epi8(q, apart), 0xD8);
-    _mm_store_si128((__m128i *)(to + within / 2), _mm256_castsi256_si128(q));
-    _mm_store_si128((__m128i *)(to + within / 2 + 32), _mm256_extracti128_si256(q, 1));
+    _mm_store_si128((__m128i *) (to + within / 2), _mm256_castsi256_si128(q));
+    _mm_store_si128((__m128i *) (to + within / 2 + 32), _mm256_extracti128_si256(q, 1));
   }
   __m128i four = _mm_add_epi32(_mm256_castsi256_si128(count), _mm256_extracti128_si256(count, 1));
   four = _mm_add_epi32(four, _mm_shuffle_epi32(four, 0x4E));
-  *sum = *scale * (float)_mm_cvtsi128_si32(_mm_add_epi32(four, _mm_shuffle_epi32(four, 0xB1)));
+  *sum = *scale * (float) _mm_cvtsi128_si32(_mm_add_epi32(four, _mm_shuffle_epi32(four, 0xB1)));
 }
 
 AVX2 void edgekit_quantize_inputs(const float *x, const edgekit_weights_t *w, const edgekit_inputs_t *a, int64_t first, int64_t last) {
@@ -120,14 +119,14 @@ AVX2 void edgekit_quantize_inputs(const float *x, const edgekit_weights_t *w, co
     int64_t top = m / TILE * TILE, height = a->m - top < TILE ? a->m - top : TILE;
     int8_t *codes = a->codes + (top * units + m - top) * size;
     float *scales = a->scales + top * a->groups + (m - top) * taken, *sums = a->sums + m * a->groups;
-    memset(sums, 0, sizeof(float) * (size_t)a->groups);
-    memset(codes + (units - 1) * height * size, 0, (size_t)size);
+    memset(sums, 0, sizeof(float) * (size_t) a->groups);
+    memset(codes + (units - 1) * height * size, 0, (size_t) size);
     for (int64_t g = 0; g < groups; g++) {
       const float *from = x + m * w->k + g * w->group;
       float filled[128];
       if ((g + 1) * w->group > w->k) {
         memset(filled, 0, sizeof filled);
-        from = memcpy(filled, from, sizeof(float) * (size_t)(w->k - g * w->group));
+        from = memcpy(filled, from, sizeof(float) * (size_t) (w->k - g * w->group));
       }
       int64_t unit = g / taken * height, place = g % taken;
       quantize_group(from, w->bits, w->group, codes + unit * size, place * w->group, scales + unit * taken + place, sums + g);
@@ -135,28 +134,32 @@ AVX2 void edgekit_quantize_inputs(const float *x, const edgekit_weights_t *w, co
   }
 }
 
-/* A chunk of codes; the second half is left out where a row ends with a single group of 32. 4 bits: the even codes, and the odd ones. 8 bits:
-   the first 32 and the last 32, less 128. */
-typedef struct { __m256i first, second; } chunk_t;
+/* A chunk of codes; the second half is left out where a row ends with a single group of 32. 4 bits: the even codes, and the odd ones. 8
+   bits: the first 32 and the last 32, less 128. */
+typedef struct {
+  __m256i first, second;
+} chunk_t;
 
 INLINE chunk_t load_chunk(const uint8_t *at, int bits, int whole) {
   if (bits == 8) {
-    const __m256i middle = _mm256_set1_epi8((char)128);
-    __m256i second = whole ? _mm256_loadu_si256((const __m256i *)(at + 32)) : middle;
-    return (chunk_t){_mm256_xor_si256(_mm256_loadu_si256((const __m256i *)at), middle), _mm256_xor_si256(second, middle)};
+    const __m256i middle = _mm256_set1_epi8((char) 128);
+    __m256i second = whole ? _mm256_loadu_si256((const __m256i *) (at + 32)) : middle;
+    return (chunk_t){_mm256_xor_si256(_mm256_loadu_si256((const __m256i *) at), middle), _mm256_xor_si256(second, middle)};
   }
   const __m256i low = _mm256_set1_epi8(15);
-  __m256i both = whole ? _mm256_loadu_si256((const __m256i *)at) : _mm256_zextsi128_si256(_mm_loadu_si128((const __m128i *)at));
+  __m256i both = whole ? _mm256_loadu_si256((const __m256i *) at) : _mm256_zextsi128_si256(_mm_loadu_si128((const __m128i *) at));
   return (chunk_t){_mm256_and_si256(both, low), _mm256_and_si256(_mm256_srli_epi16(both, 4), low)};
 }
 
-INLINE __m256i load_codes(const int8_t *at) { return _mm256_load_si256((const __m256i *)at); }
+INLINE __m256i load_codes(const int8_t *at) { return _mm256_load_si256((const __m256i *) at); }
 
 INLINE __m256i signed_sums(__m256i w, __m256i x) {
   return _mm256_madd_epi16(_mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w)), _mm256_set1_epi16(1));
 }
 
-typedef struct { chunk_t chunk[2]; } unit_t;
+typedef struct {
+  chunk_t chunk[2];
+} unit_t;
 
 INLINE unit_t load_unit(const uint8_t *at, int bits, int group, int whole) {
   unit_t u;
@@ -187,7 +190,7 @@ INLINE __m256i unit_sums(const unit_t *u, const int8_t *x, int bits, int group) 
 /* The scale of each lane of a unit's sums. */
 INLINE __m256 lane_scales(const float *at, int group, int whole) {
   if (group > 32) return _mm256_broadcast_ss(at);
-  __m128 two = whole ? _mm_castpd_ps(_mm_load_sd((const double *)at)) : _mm_load_ss(at);
+  __m128 two = whole ? _mm_castpd_ps(_mm_load_sd((const double *) at)) : _mm_load_ss(at);
   return _mm256_permutevar8x32_ps(_mm256_castps128_ps256(two), _mm256_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1));
 }
 
@@ -199,7 +202,7 @@ INLINE void offsets(const edgekit_weights_t *w, int64_t n, int bits, float *to) 
   for (; zeros && g + 8 <= groups; g += 8) {
     __m256i z;
     if (bits == 8) {
-      z = _mm256_sub_epi32(_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(zeros + g))), _mm256_set1_epi32(128));
+      z = _mm256_sub_epi32(_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *) (zeros + g))), _mm256_set1_epi32(128));
     } else {
       int32_t nibbles;
       memcpy(&nibbles, zeros + g / 2, 4);
@@ -210,7 +213,7 @@ INLINE void offsets(const edgekit_weights_t *w, int64_t n, int bits, float *to) 
   }
   for (; g < groups; g++) {
     int z = bits == 8 ? (zeros ? zeros[g] - 128 : 0) : zeros ? zeros[g / 2] >> 4 * (g & 1) & 15 : 8;
-    to[g] = (float)z * scales[g];
+    to[g] = (float) z * scales[g];
   }
 }
 
@@ -221,7 +224,8 @@ INLINE float finish(__m256 sum, const float *offset, const float *sums, int64_t 
 }
 
 /* One row of inputs, limited by reading the weights. */
-INLINE void one_row(const edgekit_weights_t *w, const edgekit_inputs_t *a, const float *bias, float *y, int64_t first, int64_t last, int bits, int group) {
+INLINE void one_row(const edgekit_weights_t *w, const edgekit_inputs_t *a, const float *bias, float *y, int64_t first, int64_t last,
+                    int bits, int group) {
   const int64_t size = unit_size(group), step = size * bits / 8, taken = unit_groups(group), groups = groups_of(w);
   float offset[a->groups];
   memset(offset, 0, sizeof offset);
@@ -232,7 +236,7 @@ INLINE void one_row(const edgekit_weights_t *w, const edgekit_inputs_t *a, const
     __m256 sum = _mm256_setzero_ps();
     for (int64_t g = 0; g < groups; g += taken, codes += step, x += size) {
       int whole = g + taken <= groups;
-      for (int i = 0; i < step; i += 64) _mm_prefetch((const char *)codes + AHEAD + i, _MM_HINT_T0);
+      for (int i = 0; i < step; i += 64) _mm_prefetch((const char *) codes + AHEAD + i, _MM_HINT_T0);
       unit_t u = whole ? load_unit(codes, bits, group, 1) : load_unit(codes, bits, group, 0);
       __m256 scale = _mm256_mul_ps(lane_scales(scales + g, group, whole), lane_scales(a->scales + g, group, whole));
       sum = _mm256_fmadd_ps(_mm256_cvtepi32_ps(unit_sums(&u, x, bits, group)), scale, sum);
@@ -243,8 +247,10 @@ INLINE void one_row(const edgekit_weights_t *w, const edgekit_inputs_t *a, const
 }
 
 /* Rows top to top + height - 1 of inputs, at most TILE, with one or two rows of weights, which are unpacked once for all of them. */
-INLINE void tile(const edgekit_weights_t *w, const edgekit_inputs_t *a, const float *bias, float *y, int64_t n, int rows, int64_t top, int64_t height, int bits, int group) {
-  const int64_t size = unit_size(group), step = size * bits / 8, taken = unit_groups(group), groups = groups_of(w), row = groups * group * bits / 8;
+INLINE void tile(const edgekit_weights_t *w, const edgekit_inputs_t *a, const float *bias, float *y, int64_t n, int rows, int64_t top,
+                 int64_t height, int bits, int group) {
+  const int64_t size = unit_size(group), step = size * bits / 8, taken = unit_groups(group), groups = groups_of(w),
+                row = groups * group * bits / 8;
   const int8_t *x = a->codes + top * units_of(w) * size;
   const float *by = a->scales + top * a->groups;
   __m256 sum[TILE][2];
@@ -255,7 +261,7 @@ INLINE void tile(const edgekit_weights_t *w, const edgekit_inputs_t *a, const fl
     __m256 scale[2];
     for (int r = 0; r < rows; r++) {
       const uint8_t *codes = w->codes + (n + r) * row + g / taken * step;
-      for (int i = 0; i < step; i += 64) _mm_prefetch((const char *)codes + AHEAD + i, _MM_HINT_T0);
+      for (int i = 0; i < step; i += 64) _mm_prefetch((const char *) codes + AHEAD + i, _MM_HINT_T0);
       u[r] = whole ? load_unit(codes, bits, group, 1) : load_unit(codes, bits, group, 0);
       scale[r] = lane_scales(w->scales + (n + r) * groups + g, group, whole);
     }
@@ -276,7 +282,8 @@ INLINE void tile(const edgekit_weights_t *w, const edgekit_inputs_t *a, const fl
   }
 }
 
-INLINE void many_rows(const edgekit_weights_t *w, const edgekit_inputs_t *a, const float *bias, float *y, int64_t first, int64_t last, int bits, int group) {
+INLINE void many_rows(const edgekit_weights_t *w, const edgekit_inputs_t *a, const float *bias, float *y, int64_t first, int64_t last,
+                      int bits, int group) {
   for (int64_t top = 0; top < a->m; top += TILE) {
     int64_t height = a->m - top < TILE ? a->m - top : TILE, n = first;
     for (; n + 2 <= last; n += 2) tile(w, a, bias, y, n, 2, top, height, bits, group);
@@ -284,10 +291,10 @@ INLINE void many_rows(const edgekit_weights_t *w, const edgekit_inputs_t *a, con
   }
 }
 
-#define FORM(bits, group)                                            \
-  case bits * 1000 + group:                                          \
-    if (a->m == 1) one_row(w, a, bias, y, first, last, bits, group); \
-    else many_rows(w, a, bias, y, first, last, bits, group);         \
+#define FORM(bits, group)                                                                                                                  \
+  case bits * 1000 + group:                                                                                                                \
+    if (a->m == 1) one_row(w, a, bias, y, first, last, bits, group);                                                                       \
+    else many_rows(w, a, bias, y, first, last, bits, group);                                                                               \
     break;
 
 AVX2 void edgekit_matmul(const edgekit_weights_t *w, const edgekit_inputs_t *a, const float *bias, float *y, int64_t first, int64_t last) {

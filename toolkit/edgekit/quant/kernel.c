@@ -15,16 +15,31 @@
 #define CLONES
 #endif
 
-typedef struct { int bits, search; float levels, largest; } grid_t;
-typedef struct { float w[MOST], lo, hi; } group_t;
-typedef struct { float scale, zero; } found_t;
+typedef struct {
+  int bits, search;
+  float levels, largest;
+} grid_t;
+typedef struct {
+  float w[MOST], lo, hi;
+} group_t;
+typedef struct {
+  float scale, zero;
+} found_t;
 
 const int edgekit_kernel_version = 3; /* native.py's VERSION */
 static const float SMALLEST = 0x1p-14f;
 static const double TRIALS[] = {13.55, 14.4, 15.5, 16.3, 17.5};
 
-INLINE uint32_t bits_of(float x) { uint32_t u; memcpy(&u, &x, 4); return u; }
-INLINE float float_of(uint32_t u) { float x; memcpy(&x, &u, 4); return x; }
+INLINE uint32_t bits_of(float x) {
+  uint32_t u;
+  memcpy(&u, &x, 4);
+  return u;
+}
+INLINE float float_of(uint32_t u) {
+  float x;
+  memcpy(&x, &u, 4);
+  return x;
+}
 INLINE float larger(float a, float b) { return a > b ? a : b; }
 INLINE float smaller(float a, float b) { return a < b ? a : b; }
 
@@ -33,7 +48,7 @@ INLINE float round_even(float x) { return (x + 0x1.8p23f) - 0x1.8p23f; }
 
 INLINE float round_scale(float x, int bits) {
   uint32_t u = bits_of(x);
-  if (bits == 4) return float_of((u + 0x10000u) & 0xFFFE0000u); /* 7 bits, halves up */
+  if (bits == 4) return float_of((u + 0x10000u) & 0xFFFE0000u);   /* 7 bits, halves up */
   return float_of((u + 0xFFFu + ((u >> 13) & 1u)) & 0xFFFFE000u); /* float16, halves to even */
 }
 
@@ -73,8 +88,8 @@ INLINE found_t search(const group_t *g, int size, const grid_t *grid, found_t pl
   float span = g->hi - g->lo, best_gain = -1;
   found_t best = plain;
   for (unsigned t = 0; t < sizeof TRIALS / sizeof *TRIALS; t++) {
-    float scale = larger(span / (float)TRIALS[t], SMALLEST), inverse = 1 / scale;
-    float zero = round_even(-g->lo / scale - (float)((TRIALS[t] - 15) / 2));
+    float scale = larger(span / (float) TRIALS[t], SMALLEST), inverse = 1 / scale;
+    float zero = round_even(-g->lo / scale - (float) ((TRIALS[t] - 15) / 2));
     zero = smaller(larger(zero, 0), grid->levels);
     float dots[MOST], squares[MOST], low = -zero, high = grid->levels - zero;
     for (int i = 0; i < size; i++) {
@@ -90,7 +105,7 @@ INLINE found_t search(const group_t *g, int size, const grid_t *grid, found_t pl
     }
   }
   best.scale = smaller(round_scale(larger(best.scale, SMALLEST), grid->bits), grid->largest);
-  float limit = squared_error(g, size, plain, grid->levels) * (float)(1 - 0x1p-16);
+  float limit = squared_error(g, size, plain, grid->levels) * (float) (1 - 0x1p-16);
   return squared_error(g, size, best, grid->levels) < limit ? best : plain;
 }
 
@@ -113,7 +128,7 @@ INLINE void reproduce(const group_t *g, int size, const grid_t *grid, found_t *f
     may = (off < 0 ? -off : off) < 0.1f;
   }
   for (int n = 1; may && n <= 15; n++)
-    if (adopt(g, size, grid, 15, top / (float)n, f)) break;
+    if (adopt(g, size, grid, 15, top / (float) n, f)) break;
   if (grid->bits == 8) {
     float span = g->hi - g->lo;
     if (!adopt(g, size, grid, grid->levels, span / grid->levels, f) && !adopt(g, size, grid, grid->levels, span / (grid->levels - 1), f))
@@ -122,7 +137,7 @@ INLINE void reproduce(const group_t *g, int size, const grid_t *grid, found_t *f
 }
 
 INLINE void widen(group_t *g, int size, const uint16_t *from) {
-  for (int i = 0; i < size; i++) g->w[i] = float_of((uint32_t)from[i] << 16);
+  for (int i = 0; i < size; i++) g->w[i] = float_of((uint32_t) from[i] << 16);
 }
 
 /* A group of ``have`` weights; the last of a row is filled up with 0. */
@@ -166,14 +181,13 @@ INLINE int bounds(group_t *g, int size) {
 
 INLINE void put_codes(const group_t *g, int size, const grid_t *grid, found_t f, uint8_t *out) {
   uint8_t q[MOST];
-  for (int i = 0; i < size; i++) q[i] = (uint8_t)(int)(code(g->w[i], f.scale, f, grid->levels) + f.zero);
-  if (grid->bits == 8)
-    memcpy(out, q, size);
+  for (int i = 0; i < size; i++) q[i] = (uint8_t) (int) (code(g->w[i], f.scale, f, grid->levels) + f.zero);
+  if (grid->bits == 8) memcpy(out, q, size);
   else
     for (int i = 0; i < size / 2; i++) {
       uint16_t pair; /* on a little-endian processor: 0h 0l -> hl */
       memcpy(&pair, q + 2 * i, 2);
-      out[i] = (uint8_t)(pair | pair >> 4);
+      out[i] = (uint8_t) (pair | pair >> 4);
     }
 }
 
@@ -184,7 +198,7 @@ INLINE int quantize(const void *weight, int bfloat16, int64_t n, int64_t k, cons
     for (int64_t i = 0; i < groups; i++) {
       group_t g;
       int64_t at = i * size, have = k - at < size ? k - at : size;
-      load(&g, size, (const char *)weight + (row * k + at) * width, have, bfloat16);
+      load(&g, size, (const char *) weight + (row * k + at) * width, have, bfloat16);
       if (bounds(&g, size)) return 1;
       found_t f = min_max(&g, grid);
       if (!(f.scale <= grid->largest)) return 1;
@@ -192,8 +206,8 @@ INLINE int quantize(const void *weight, int bfloat16, int64_t n, int64_t k, cons
       reproduce(&g, size, grid, &f);
       put_codes(&g, size, grid, f, codes);
       codes += size * grid->bits / 8;
-      *scales++ = (uint16_t)((bits_of(f.scale) >> 13) - (112u << 10)); /* float16, exactly: normal and positive */
-      *zeros++ = (uint8_t)f.zero;
+      *scales++ = (uint16_t) ((bits_of(f.scale) >> 13) - (112u << 10)); /* float16, exactly: normal and positive */
+      *zeros++ = (uint8_t) f.zero;
     }
   return 0;
 }
@@ -203,9 +217,9 @@ CLONES int edgekit_quantize(const void *weight, int bfloat16, int64_t n, int64_t
                             uint16_t *scales, uint8_t *zeros) {
   grid_t grid = {bits, search && bits == 4, bits == 4 ? 15.0f : 255.0f, bits == 4 ? 4352.0f : 256.75f};
   switch (group) {
-    case 32: return quantize(weight, bfloat16, n, k, &grid, 32, codes, scales, zeros);
-    case 64: return quantize(weight, bfloat16, n, k, &grid, 64, codes, scales, zeros);
-    default: return quantize(weight, bfloat16, n, k, &grid, 128, codes, scales, zeros);
+  case 32: return quantize(weight, bfloat16, n, k, &grid, 32, codes, scales, zeros);
+  case 64: return quantize(weight, bfloat16, n, k, &grid, 64, codes, scales, zeros);
+  default: return quantize(weight, bfloat16, n, k, &grid, 128, codes, scales, zeros);
   }
 }
 

@@ -1,7 +1,7 @@
 /* ONNX Runtime's com.microsoft.MatMulNBits by cpu/matmul.c: a library for SessionOptions.register_custom_ops_library.
 
-   A custom operator of a known name takes the place of ONNX Runtime's own, so the same model.onnx runs with either. Weights have to be constants,
-   which ONNX Runtime maps from the file and hands out as they are.
+   A custom operator of a known name takes the place of ONNX Runtime's own, so the same model.onnx runs with either. Weights have to be
+   constants, which ONNX Runtime maps from the file and hands out as they are.
 
    Of ONNX Runtime's C interface what is used here is declared here, as its packages bring no header. The table of functions and the
    operator's fields only ever grow at their end (onnxruntime_c_api.h, "OrtApi" and "OrtCustomOp", version 18). */
@@ -16,15 +16,20 @@
 typedef void status_t; /* NULL: went well */
 typedef void any_t;
 typedef void (*entry_t)(void);
-typedef struct { entry_t entry[275]; } api_t;
-typedef struct { const api_t *(*get_api)(uint32_t version); const char *(*version)(void); } base_t;
+typedef struct {
+  entry_t entry[275];
+} api_t;
+typedef struct {
+  const api_t *(*get_api)(uint32_t version);
+  const char *(*version)(void);
+} base_t;
 enum { FLOAT = 1, UINT8 = 2, INT32 = 6 };
 enum { REQUIRED = 0, OPTIONAL = 1 };
 enum { FAIL = 1 };
 enum { X, CODES, SCALES, ZEROS, ORDER, BIAS, INPUTS };
 
 #define CALL(index, ...) ((status_t * (*)(__VA_ARGS__)) api->entry[index])
-#define create_status ((status_t * (*)(int, const char *)) api->entry[0])
+#define create_status ((status_t * (*)(int, const char *) ) api->entry[0])
 #define create_domain CALL(26, const char *, any_t **)
 #define add_to_domain CALL(27, any_t *, const any_t *)
 #define add_domain CALL(28, any_t *, any_t *)
@@ -36,18 +41,22 @@ enum { X, CODES, SCALES, ZEROS, ORDER, BIAS, INPUTS };
 #define attribute CALL(86, const any_t *, const char *, int64_t *)
 #define input CALL(90, const any_t *, size_t, const any_t **)
 #define output CALL(91, any_t *, size_t, const int64_t *, size_t, any_t **)
-#define release_type_and_shape ((void (*)(any_t *))api->entry[99])
+#define release_type_and_shape ((void (*)(any_t *)) api->entry[99])
 #define input_count CALL(230, const any_t *, size_t *)
 #define constant_input CALL(249, const any_t *, size_t, int *, const any_t **)
 #define parallel_for CALL(274, const any_t *, void (*)(void *, size_t), size_t, size_t, void *)
 
-#define TRY(call)                   \
-  do {                              \
-    status_t *status = (call);      \
-    if (status) return status;      \
+#define TRY(call)                                                                                                                          \
+  do {                                                                                                                                     \
+    status_t *status = (call);                                                                                                             \
+    if (status) return status;                                                                                                             \
   } while (0)
 
-typedef struct { edgekit_weights_t weights; const float *bias; const api_t *api; } kernel_t;
+typedef struct {
+  edgekit_weights_t weights;
+  const float *bias;
+  const api_t *api;
+} kernel_t;
 
 static status_t *count_elements(const api_t *api, const any_t *value, size_t *count) {
   any_t *info;
@@ -68,8 +77,9 @@ static status_t *constant(const api_t *api, const any_t *info, size_t at, size_t
   TRY(constant_input(info, at, &is_constant, &value));
   if (!value) return at < ZEROS ? create_status(FAIL, "MatMulNBits: edgekit's kernel takes constant weights only") : NULL;
   TRY(count_elements(api, value, &count));
-  if (count * itemsize != bytes) return create_status(FAIL, "MatMulNBits: codes, scales, zero points or bias are not of the size that K, N, bits and block_size give");
-  return tensor_data((any_t *)value, (void **)found);
+  if (count * itemsize != bytes)
+    return create_status(FAIL, "MatMulNBits: codes, scales, zero points or bias are not of the size that K, N, bits and block_size give");
+  return tensor_data((any_t *) value, (void **) found);
 }
 
 static status_t *read_kernel(const api_t *api, const any_t *info, kernel_t *kernel) {
@@ -81,17 +91,17 @@ static status_t *read_kernel(const api_t *api, const any_t *info, kernel_t *kern
   TRY(attribute(info, "block_size", &group));
   if (!edgekit_matmul_takes(bits, group) || w->k < 1 || w->n < 1 || w->k > 1 << 20 || w->n > 1 << 24)
     return create_status(FAIL, "MatMulNBits: edgekit's kernel takes 4 and 8 bits in groups of 32, 64 and 128");
-  w->bits = (int)bits, w->group = (int)group;
+  w->bits = (int) bits, w->group = (int) group;
   const void *order;
-  TRY(constant(api, info, CODES, edgekit_codes_size(w), 1, (const void **)&w->codes));
-  TRY(constant(api, info, SCALES, edgekit_scales_size(w), sizeof(float), (const void **)&w->scales));
-  TRY(constant(api, info, ZEROS, edgekit_zeros_size(w), 1, (const void **)&w->zeros));
+  TRY(constant(api, info, CODES, edgekit_codes_size(w), 1, (const void **) &w->codes));
+  TRY(constant(api, info, SCALES, edgekit_scales_size(w), sizeof(float), (const void **) &w->scales));
+  TRY(constant(api, info, ZEROS, edgekit_zeros_size(w), 1, (const void **) &w->zeros));
   TRY(constant(api, info, ORDER, 0, 1, &order));
-  return constant(api, info, BIAS, (size_t)w->n * sizeof(float), sizeof(float), (const void **)&kernel->bias);
+  return constant(api, info, BIAS, (size_t) w->n * sizeof(float), sizeof(float), (const void **) &kernel->bias);
 }
 
 static status_t *create(const any_t *op, const api_t *api, const any_t *info, void **made) {
-  (void)op;
+  (void) op;
   kernel_t *kernel = calloc(1, sizeof *kernel);
   if (!kernel) return create_status(FAIL, "MatMulNBits: no memory");
   kernel->api = api;
@@ -110,23 +120,23 @@ typedef struct {
 } work_t;
 
 enum {
-  ROWS = 4,       /* of inputs, quantized at a time */
+  ROWS = 4,        /* of inputs, quantized at a time */
   LEAST = 1 << 17, /* multiplications of a part of a product: some 4 us, several times what handing it to a thread costs */
   PARTS = 128      /* of a product, at most; threads end closer to each other than with 32, which takes 3 % more */
 };
 
 static void quantize(void *data, size_t part) {
   work_t *work = data;
-  int64_t first = (int64_t)part * ROWS, last = first + ROWS < work->inputs.m ? first + ROWS : work->inputs.m;
+  int64_t first = (int64_t) part * ROWS, last = first + ROWS < work->inputs.m ? first + ROWS : work->inputs.m;
   edgekit_quantize_inputs(work->x, &work->kernel->weights, &work->inputs, first, last);
 }
 
 static void multiply(void *data, size_t part) {
   work_t *work = data;
   const kernel_t *kernel = work->kernel;
-  size_t pairs = ((size_t)kernel->weights.n + 1) / 2, n = (size_t)kernel->weights.n; /* two columns share what they read */
+  size_t pairs = ((size_t) kernel->weights.n + 1) / 2, n = (size_t) kernel->weights.n; /* two columns share what they read */
   size_t first = pairs * part / work->parts * 2, last = pairs * (part + 1) / work->parts * 2;
-  edgekit_matmul(&kernel->weights, &work->inputs, kernel->bias, work->y, (int64_t)first, (int64_t)(last < n ? last : n));
+  edgekit_matmul(&kernel->weights, &work->inputs, kernel->bias, work->y, (int64_t) first, (int64_t) (last < n ? last : n));
 }
 
 static status_t *shapes(const api_t *api, any_t *context, const kernel_t *kernel, const any_t *x, size_t *count, any_t **y) {
@@ -148,8 +158,8 @@ static status_t *shapes(const api_t *api, any_t *context, const kernel_t *kernel
 
 static status_t *run(const api_t *api, any_t *context, work_t *work) {
   const edgekit_weights_t *w = &work->kernel->weights;
-  size_t m = (size_t)work->inputs.m, pairs = ((size_t)w->n + 1) / 2, parts = (size_t)w->n * (size_t)w->k * m / LEAST;
-  if (m < 2 * ROWS) edgekit_quantize_inputs(work->x, w, &work->inputs, 0, (int64_t)m);
+  size_t m = (size_t) work->inputs.m, pairs = ((size_t) w->n + 1) / 2, parts = (size_t) w->n * (size_t) w->k * m / LEAST;
+  if (m < 2 * ROWS) edgekit_quantize_inputs(work->x, w, &work->inputs, 0, (int64_t) m);
   else TRY(parallel_for(context, quantize, (m + ROWS - 1) / ROWS, 0, work));
   if (parts > PARTS) parts = PARTS;
   work->parts = parts > pairs ? pairs : parts;
@@ -168,9 +178,9 @@ static status_t *compute(void *made, any_t *context) {
   work_t work = {.kernel = kernel};
   TRY(input(context, X, &x));
   TRY(shapes(api, context, kernel, x, &count, &y));
-  TRY(tensor_data((any_t *)x, (void **)&work.x));
-  TRY(tensor_data(y, (void **)&work.y));
-  int64_t m = (int64_t)count / kernel->weights.k;
+  TRY(tensor_data((any_t *) x, (void **) &work.x));
+  TRY(tensor_data(y, (void **) &work.y));
+  int64_t m = (int64_t) count / kernel->weights.k;
   if (m == 0) return NULL;
   void *memory = malloc(edgekit_inputs_size(m, &kernel->weights));
   if (!memory) return create_status(FAIL, "MatMulNBits: no memory");
@@ -180,17 +190,17 @@ static status_t *compute(void *made, any_t *context) {
   return status;
 }
 
-static const char *name(const any_t *op) { return (void)op, "MatMulNBits"; }
-static const char *any_cpu(const any_t *op) { return (void)op, NULL; }
-static int input_type(const any_t *op, size_t i) { return (void)op, i == CODES || i == ZEROS ? UINT8 : i == ORDER ? INT32 : FLOAT; }
-static int output_type(const any_t *op, size_t i) { return (void)op, (void)i, FLOAT; }
-static size_t inputs(const any_t *op) { return (void)op, INPUTS; }
-static size_t one(const any_t *op) { return (void)op, 1; }
-static int needed(const any_t *op, size_t i) { return (void)op, i < ZEROS ? REQUIRED : OPTIONAL; }
-static int always(const any_t *op, size_t i) { return (void)op, (void)i, REQUIRED; }
-static int memory_type(const any_t *op, size_t i) { return (void)op, (void)i, 0; }
-static int first_version(const any_t *op) { return (void)op, 1; }
-static int last_version(const any_t *op) { return (void)op, INT32_MAX; }
+static const char *name(const any_t *op) { return (void) op, "MatMulNBits"; }
+static const char *any_cpu(const any_t *op) { return (void) op, NULL; }
+static int input_type(const any_t *op, size_t i) { return (void) op, i == CODES || i == ZEROS ? UINT8 : i == ORDER ? INT32 : FLOAT; }
+static int output_type(const any_t *op, size_t i) { return (void) op, (void) i, FLOAT; }
+static size_t inputs(const any_t *op) { return (void) op, INPUTS; }
+static size_t one(const any_t *op) { return (void) op, 1; }
+static int needed(const any_t *op, size_t i) { return (void) op, i < ZEROS ? REQUIRED : OPTIONAL; }
+static int always(const any_t *op, size_t i) { return (void) op, (void) i, REQUIRED; }
+static int memory_type(const any_t *op, size_t i) { return (void) op, (void) i, 0; }
+static int first_version(const any_t *op) { return (void) op, 1; }
+static int last_version(const any_t *op) { return (void) op, INT32_MAX; }
 
 static const struct {
   uint32_t version;
