@@ -270,6 +270,7 @@ GENERATED = {
     "build-cpu": lambda: build_table("build_cpu"),
     "build-intel": lambda: build_table("build_intel"),
     "decode": decode_table,
+    "decode-openvino": lambda: decode_table("decode_openvino"),
     "session": session_table,
     "plan": plan_table,
     "devices": device_table,

@@ -224,17 +224,19 @@ def against_report() -> str:
         result = load(f"bench/results/builder_{prompt}.json")
         if result is None:
             return "Not measured yet: `python bench/loop.py DIR --against OTHER --prompt N --out bench/results/builder_N.json`."
-        ms = result["ms"]
+        ms, dram = result["ms"], statistics.median(result["dram"])
         ratios = [1 / result[key] for key in ("ratio", "high", "low")]
+        share = f"; weights read at {result['of_dram']:.0%} of DRAM's bandwidth, measured with each pair (median {dram:.1f} GB/s)"
+        spread = f"95 % interval of the median {ratios[1]:.2f} to {ratios[2]:.2f}, {result['pairs']} pairs of neighbours"
         lines.append(
-            f"- at {prompt:,} tokens {ms['loop']:.1f} ms a token against {ms['generate']:.1f}: {ratios[0]:.2f} times as fast "
-            f"(95 % interval of the median {ratios[1]:.2f} to {ratios[2]:.2f}, {result['pairs']} pairs of neighbours). {origin(result)}"
+            f"- at {prompt:,} tokens {ms['loop']:.1f} ms a token against {ms['generate']:.1f}: {ratios[0]:.2f} times as fast ({spread})"
+            f"{share if prompt == 64 else ''}. {origin(result)}"
         )
     return "\n".join(lines)
 
 
-def decode_table() -> str:
-    result = load("bench/results/decode.json")
+def decode_table(name: str = "decode") -> str:
+    result = load(f"bench/results/{name}.json")
     if result is None:
         return "Not measured yet: `python bench/decode.py`."
     return "\n\n".join([table(result["table"]["head"], result["table"]["rows"]), *result["table"]["notes"]])
@@ -383,7 +385,7 @@ def qnn_report(name: str = "qnn") -> str:
     machine = result["machine"]
     return (
         f"{table(head, rows)}\n\nCompiled parts: {sizes} MB; the artifact {result['artifact_bytes'] / 1e6:,.0f} MB. The two builds gave "
-        f"{'the same bytes' if result['same_bytes'] else 'other bytes (see below)'}. {origin(result)} {machine['processor']}, "
+        f"{'the same bytes' if result['same_bytes'] else 'other bytes'}. {origin(result)} {machine['processor']}, "
         f"{machine['cores']} cores."
     )
 

@@ -117,7 +117,8 @@ class OnnxSession:
         check_call(tokens, last, self._position, self._context)
         final = self._position + len(tokens)
         if final > self._buffers.capacity:
-            capacity = min(max(final, 2 * self._buffers.capacity), self._context)
+            # Room for an answer as well, or the first token after a long prompt would copy the cache once more; unused it takes no memory.
+            capacity = min(max(final + FIRST_CAPACITY, 2 * self._buffers.capacity), self._context)
             self._buffers = grow(self._buffers, capacity, self._position, self._provider.device)
         ids = np.asarray(tokens, np.int64)[None]
         check_vocabulary(ids, self._buffers.logits.shape[2])
