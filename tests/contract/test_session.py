@@ -57,6 +57,16 @@ def test_logits_after_each_of_the_last_tokens(
     subject.same(session.forward([7]), subject.expected([*tokens[:end], 7]))
 
 
+def test_tokens_that_end_an_answer_are_read_like_any_other(subject: Subject, session: Session, tokens: list[int]) -> None:
+    """One at a time, as in a conversation that goes on; the vocabulary's first and last token as well."""
+    ends = sorted({*subject.manifest.tokens.stop, 0, subject.manifest.tokens.vocab_size - 1})
+    sequence = tokens[:3]
+    session.forward(sequence)
+    for token in (*ends, 5, *ends[::-1], 7):
+        sequence.append(token)
+        subject.same(session.forward([token]), subject.expected(sequence))
+
+
 def test_a_draft_that_was_wrong_leaves_nothing_behind(subject: Subject, session: Session, tokens: list[int]) -> None:
     """What prompt lookup does: several tokens at once, back to the last right one, and on."""
     session.forward(tokens[:8])

@@ -56,7 +56,8 @@ def open_session(directory: Path, manifest: Manifest, *, threads: int | None = N
         # genai counts the padding of a prompt's last chunk as tokens; what limits a sequence here is its cache (check_call).
         limit = manifest.context.length + int(details["prompt_chunk"] or 1)
         settings = {"intra_op_num_threads": threads or cores(), "inter_op_num_threads": 1, "log_severity_level": 4}
-        model_settings = {"context_length": limit, "decoder": {"session_options": settings}}
+        # After a token that ends an answer genai reads padding in place of whatever is chosen. It has to have one such: see forward_last.
+        model_settings = {"context_length": limit, "eos_token_id": manifest.tokens.vocab_size - 1, "decoder": {"session_options": settings}}
         config.overlay(json.dumps({"model": model_settings, "search": {"max_length": limit}}))
         model = genai.Model(config)
     except Exception as error:  # the library raises nothing narrower
@@ -121,7 +122,8 @@ class QnnSession:
 
     def forward_last(self, tokens: Sequence[int], last: int) -> NDArray[np.float32]:
         """See ``Session.forward_last``. The whole sequence is computed anew where that takes fewer runs of the NPU, and where its end was
-        rewound or it crosses the LongRoPE switch."""
+        rewound, it crosses the LongRoPE switch or the next token is the vocabulary's last: genai holds that one for the end of an answer
+        (open_session), and reads it and what follows only as a prompt."""
         if self._model is None:
             raise EngineError(f"the session of {self._path} is closed; open the artifact again")
         check_call(tokens, last, self.position, self._context)
@@ -139,7 +141,12 @@ class QnnSession:
             else:
                 rows = []
             while self._held < final:
-                self._append(self._run, whole[self._held])
+                token = whole[self._held]
+                if token == self._vocab - 1:
+                    self._run = None
+                    self._run = self._start(self._model, whole[: self._held + 1], final)
+                else:
+                    self._append(self._run, token)
                 self._held += 1
                 if self._held >= first:
                     rows.append(self._logits(self._run))
