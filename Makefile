@@ -10,7 +10,7 @@ endif
 KERNEL := toolkit/compile_kernel.py $(wildcard toolkit/edgekit/*/*.[ch] toolkit/edgekit/engines/*/*.[ch])
 PROMPT ?= turn on the kitchen light
 
-.PHONY: demo test lint oracle fuzz docs system-tools clean
+.PHONY: demo test lint oracle emulated fuzz docs system-tools clean
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/edge build tiny-phi --target cpu --out build/tiny-phi-cpu --force
@@ -27,6 +27,10 @@ lint: $(VENV)/test.stamp
 # Compares with PyTorch and transformers; nothing else needs them.
 oracle: $(VENV)/oracle.stamp
 	$(BIN)/python -m pytest -m oracle
+
+# The suite that every engine passes, on NPUs in their vendor's emulation: 15 minutes on two cores.
+emulated: $(VENV)/test.stamp
+	$(BIN)/python -m pytest -m emulated
 
 # Coverage-guided, by atheris, which only this needs; header, config, manifest and template readers one after the other.
 FUZZ_SECONDS ?= 600

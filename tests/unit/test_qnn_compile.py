@@ -81,6 +81,17 @@ def test_the_emulation_gives_the_references_logits(emulated: Path) -> None:
         assert session.position == 40
 
 
+def test_a_sequence_goes_on_after_tokens_that_end_an_answer(emulated: Path) -> None:
+    """Token by token, where genai would read padding in their place; its own end is the vocabulary's last token."""
+    with edgekit.load(emulated) as runtime:
+        reference, tokens = reference_of(emulated), runtime.manifest.tokens
+        sequence = TOKENS[:3]
+        runtime.session.forward(sequence)
+        for token in (*tokens.stop, 5, tokens.vocab_size - 1, tokens.vocab_size - 1, tokens.stop[0], 7):
+            sequence.append(token)
+            near(runtime.session.forward([token]), reference(sequence))
+
+
 def test_greedy_tokens_are_the_cpus_until_a_tie(tmp_path: Path) -> None:
     """tiny-phi against ONNX Runtime on the CPU: equal, or at the first difference within what float16 cannot tell apart."""
     target = tmp_path / "emulated.toml"
