@@ -110,7 +110,7 @@ def middle(runs: list[Run], *keys: str) -> float:
     return statistics.median(found)
 
 
-def row(route: Route, runs: list[Run], weights: int, bandwidth: float) -> list[str]:
+def row(route: Route, runs: list[Run], read: dict[str, float], bandwidth: float) -> list[str]:
     warm = [run for run in runs if not run["cold"]] or runs
     cold = [run for run in runs if run["cold"]]
     size = measure.disk_bytes(route.path) if route.path.is_dir() else route.path.stat().st_size
@@ -122,7 +122,7 @@ def row(route: Route, runs: list[Run], weights: int, bandwidth: float) -> list[s
         f"{middle(warm, '1024', 'prefill_rate'):.0f}",
         f"{middle(warm, '64', 'decode_rate'):.2f}",
         f"{middle(warm, '1024', 'decode_rate'):.2f}",
-        f"{middle(warm, '64', 'decode_rate') * weights / bandwidth:.0%}",
+        " / ".join(f"{middle(warm, at, 'decode_rate') * read[at] / bandwidth:.0%}" for at in ("64", "1024")),
         f"{size / 1e9:.2f}",
         f"{middle(warm, '64', 'peak') / 1e9:.2f} / {middle(warm, '1024', 'peak') / 1e9:.2f}",
         f"{middle(warm, 'load_average'):.1f}",
@@ -132,13 +132,14 @@ def row(route: Route, runs: list[Run], weights: int, bandwidth: float) -> list[s
 def summary(result: Run, chosen: list[Route]) -> dict[str, list[str] | list[list[str]]]:
     """The table of what was measured so far, as it goes into docs/performance.md."""
     head = ["engine and artifact", "load s: warm / cold", "first TTFT s", "prefill 64: first / second", "prefill 1,024", "decode at 64"]
-    head += ["decode at 1,024", "of DRAM bandwidth", "size GB", "peak RSS GB at 64 / 1,024", "load average"]
+    head += ["decode at 1,024", "of DRAM bandwidth at 64 / 1,024", "size GB", "peak RSS GB at 64 / 1,024", "load average"]
     measured = cast(dict[str, list[Run]], result["runs"])
-    weights = cast(dict[str, int], result["weight_bytes"])
+    read = cast(dict[str, dict[str, float]], result["token_bytes"])
     bandwidths, outputs = cast(list[float], result["bandwidth"]), cast(list[float], result["edge_run_first_output"])
     rate = statistics.median(bandwidths)
-    rows = [row(route, measured[route.name], weights[str(route.path)], rate) for route in chosen if measured[route.name]]
+    rows = [row(route, measured[route.name], read[str(route.path)], rate) for route in chosen if measured[route.name]]
     notes = [f"Tokens a second, greedy, one sequence. DRAM bandwidth {rate / 1e9:.1f} GB/s (numpy, all cores; {len(bandwidths)} times)."]
+    notes[0] += " Of it a token reads the weights, and the keys and values so far."
     genai = next((runs for route in chosen if route.kind == "genai" and (runs := measured[route.name])), None)
     if genai and outputs:
         own = middle(genai[-1:], "load") + middle(genai[-1:], "first", "prefill")
@@ -217,7 +218,7 @@ def main() -> None:
         "command": "python bench/decode.py " + " ".join(sys.argv[1:]),
         "machine": measure.machine(),
         "versions": measure.versions(python, SHOWN) | (measure.versions(llama, SHOWN[-1:]) if asked.gguf else {}),
-        "weight_bytes": {str(route.path): int(str(child(python, "weight-bytes", str(route.path)))) for route in chosen},
+        "token_bytes": {str(route.path): child(python, "token-bytes", str(route.path)) for route in chosen},
         "bandwidth": [],
         "edge_run_first_output": [],
         "runs": {route.name: [] for route in chosen},

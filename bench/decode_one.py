@@ -215,6 +215,34 @@ def weight_bytes(path: Path) -> int:
     return openvino_weight_bytes(path) if (path / "openvino_model.xml").is_file() else onnx_weight_bytes(path)
 
 
+def cache_bytes(path: Path) -> int:
+    """Bytes of keys and values that a token reads for each token before it; 0 for OpenVINO, which keeps to itself how it holds them."""
+    if path.suffix == ".gguf":
+        import gguf
+
+        said = {name: field.contents() for name, field in gguf.GGUFReader(path).fields.items()}
+        model = said["general.architecture"]
+        heads, size = said[f"{model}.attention.head_count_kv"], said[f"{model}.embedding_length"] // said[f"{model}.attention.head_count"]
+        return int(2 * said[f"{model}.block_count"] * heads * size * np.dtype(np.float16).itemsize)  # llama.cpp's default
+    if (path / "openvino_model.xml").is_file():
+        return 0
+    import onnx
+
+    total = 0
+    for value in onnx.load(str(path / "model.onnx"), load_external_data=False).graph.input:
+        if value.name.startswith("past_key_values."):
+            kind = value.type.tensor_type
+            _, heads, _, size = (dimension.dim_value for dimension in kind.shape.dim)
+            total += heads * size * onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type).itemsize
+    return total
+
+
+def token_bytes(path: Path, prompt: int) -> float:
+    """Bytes that a token after such a prompt reads, mean of the steps measured: weights, keys and values. Times tokens a second, and
+    divided by the memory's bandwidth, it is the model bandwidth utilization (Databricks 2023, "LLM Inference Performance Engineering")."""
+    return weight_bytes(path) + cache_bytes(path) * (prompt + STEPS / 2)
+
+
 def measured(kind: str, path: Path, threads: int | None, vocabulary: int) -> dict[str, object]:
     rng = np.random.default_rng(0)
     before = time.perf_counter()
@@ -269,7 +297,7 @@ def prompt_text(directory: Path, tokens: int) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("kind", choices=[*ENGINES, "bandwidth", "prompt", "weight-bytes"])
+    parser.add_argument("kind", choices=[*ENGINES, "bandwidth", "prompt", "token-bytes"])
     parser.add_argument("path", type=Path, nargs="?", default=Path())
     parser.add_argument("--threads", type=int)
     parser.add_argument("--vocabulary", type=int, default=32000, help="prompts are drawn from the ids below this one")
@@ -278,8 +306,8 @@ def main() -> None:
         found: object = bandwidth(asked.threads or os.cpu_count() or 1)
     elif asked.kind == "prompt":
         found = prompt_text(asked.path, PROMPTS["first"])
-    elif asked.kind == "weight-bytes":
-        found = weight_bytes(asked.path)
+    elif asked.kind == "token-bytes":
+        found = {name: token_bytes(asked.path, length) for name, length in PROMPTS.items()}
     else:
         found = measured(asked.kind, asked.path, asked.threads, asked.vocabulary)
     print("\n" + json.dumps(found))

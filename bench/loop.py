@@ -7,8 +7,8 @@ Each continues a prompt of 64 tokens by 32, greedy; only the 32 are timed. The l
 log-probability, text, stop tokens, over edgekit's session; the other is onnxruntime-genai's or openvino_genai's generate, same files, same
 threads, same kernels: edgekit's own products are left out. With --against the other generates from another artifact of the same model, such
 as that of onnxruntime-genai's builder, and edgekit's products are what they are by default; and with each pair the memory's bandwidth is
-measured (decode_one.py), of which the weights that a token reads take a share. Who goes first alternates. Ratios are those of neighbours,
-so that what else the machine does falls on both.
+measured (decode_one.py), of which the weights, keys and values that a token reads take a share. Who goes first alternates. Ratios are those
+of neighbours, so that what else the machine does falls on both.
 """
 
 import argparse
@@ -25,7 +25,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "toolkit"), str(ROOT / "bench")]
 
-from decode_one import STEPS, Engine, Genai, Loop, OpenvinoGenai, bandwidth, weight_bytes  # noqa: E402
+from decode_one import STEPS, Engine, Genai, Loop, OpenvinoGenai, bandwidth, token_bytes  # noqa: E402
 from measure import machine  # noqa: E402
 
 PAUSE = 0.3
@@ -111,9 +111,9 @@ def main() -> None:
         "each": [{name: round(found[name] * 1e3, 3) for name in routes} for found in taken],
     }
     if asked.against is not None:
-        weights = weight_bytes(asked.directory)
+        read = token_bytes(asked.directory, asked.prompt)
         result["dram"] = [round(found["dram"] / 1e9, 2) for found in taken]
-        result["of_dram"] = round(statistics.median(weights / found["loop"] / found["dram"] for found in taken), 3)
+        result["of_dram"] = round(statistics.median(read / found["loop"] / found["dram"] for found in taken), 3)
     print(json.dumps({key: value for key, value in result.items() if key != "each"}, indent=2))
     if asked.out is not None:
         asked.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")

@@ -226,11 +226,11 @@ def against_report() -> str:
             return "Not measured yet: `python bench/loop.py DIR --against OTHER --prompt N --out bench/results/builder_N.json`."
         ms, dram = result["ms"], statistics.median(result["dram"])
         ratios = [1 / result[key] for key in ("ratio", "high", "low")]
-        share = f"; weights read at {result['of_dram']:.0%} of DRAM's bandwidth, measured with each pair (median {dram:.1f} GB/s)"
+        share = f"; {result['of_dram']:.0%} of DRAM's bandwidth, measured with each pair (median {dram:.1f} GB/s)"
         spread = f"95 % interval of the median {ratios[1]:.2f} to {ratios[2]:.2f}, {result['pairs']} pairs of neighbours"
         lines.append(
             f"- at {prompt:,} tokens {ms['loop']:.1f} ms a token against {ms['generate']:.1f}: {ratios[0]:.2f} times as fast ({spread})"
-            f"{share if prompt == 64 else ''}. {origin(result)}"
+            f"{share}. {origin(result)}"
         )
     return "\n".join(lines)
 
