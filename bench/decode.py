@@ -42,7 +42,8 @@ class Route:
     threads: int | None
 
 
-def routes(artifact: Path, official: Path | None, intel: Path | None, optimum: Path | None, gguf: list[Path], cores: int) -> list[Route]:
+def routes(asked: argparse.Namespace, artifact: Path, cores: int) -> list[Route]:
+    official, intel = asked.official, asked.intel
     found = [
         Route("edgekit", "loop", artifact, None),
         Route("edgekit's session alone", "bare", artifact, None),
@@ -50,6 +51,8 @@ def routes(artifact: Path, official: Path | None, intel: Path | None, optimum: P
         Route(f"genai opening edgekit's, {cores} threads", "genai", artifact, cores),
         Route("genai opening edgekit's, as it comes", "genai", artifact, None),
     ]
+    if asked.int8 is not None:
+        found.append(Route("edgekit, INT8 KV cache", "loop", asked.int8, None))
     if official is not None:
         found.append(Route(f"genai, its builder's, {cores} threads", "genai", official, cores))
         found.append(Route("genai, its builder's, as it comes", "genai", official, None))
@@ -57,9 +60,9 @@ def routes(artifact: Path, official: Path | None, intel: Path | None, optimum: P
         found.append(Route("edgekit, OpenVINO", "loop", intel, None))
         found.append(Route("edgekit's session alone, OpenVINO", "bare", intel, None))
         found.append(Route("openvino_genai opening edgekit's, as it comes", "openvino_genai", intel, None))
-    if optimum is not None:
-        found.append(Route("openvino_genai, optimum's, as it comes", "openvino_genai", optimum, None))
-    return found + [Route(f"llama.cpp {path.stem}", "llama.cpp", path, cores) for path in gguf]
+    if asked.optimum is not None:
+        found.append(Route("openvino_genai, optimum's, as it comes", "openvino_genai", asked.optimum, None))
+    return found + [Route(f"llama.cpp {path.stem}", "llama.cpp", path, cores) for path in asked.gguf]
 
 
 class Failed(Exception):
@@ -156,6 +159,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--layers", type=int, help="fewer than the model has, for a quick look")
     parser.add_argument("--artifact", type=Path, help="what edgekit built for `cpu` (default: build it)")
     parser.add_argument("--official", type=Path, help="the onnxruntime-genai builder's artifact of the same checkpoint")
+    parser.add_argument("--int8", type=Path, help='the same for a target with kv_cache = "int8"')
     parser.add_argument("--intel", type=Path, help="what edgekit built for `intel-cpu`")
     parser.add_argument("--optimum", type=Path, help="optimum-cli's OpenVINO artifact of the same checkpoint")
     parser.add_argument("--gguf", type=Path, action="append", default=[], help="for llama.cpp; may be repeated")
@@ -212,7 +216,7 @@ def main() -> None:
     python = measure.environment(environments / "decode", EDGEKIT)
     llama = asked.llama_python or (measure.environment(environments / "llama", LLAMA) if asked.llama else python)
     artifact = asked.artifact or build(python, asked, scratch)
-    chosen = routes(artifact, asked.official, asked.intel, asked.optimum, asked.gguf, os.cpu_count() or 1)
+    chosen = routes(asked, artifact, os.cpu_count() or 1)
     vocabulary = json.loads((artifact / "config.json").read_text(encoding="utf-8"))["vocab_size"]
     result: Run = {
         "command": "python bench/decode.py " + " ".join(sys.argv[1:]),

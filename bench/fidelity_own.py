@@ -10,13 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekit.cache import Cache, source_files
-from edgekit.fidelity_gate import dequantized
 from edgekit.fitting import ALONE, Fitted, Method, fit, within_budget
 from edgekit.models import Model
 from edgekit.precision import Budget
 from edgekit.progress import silent
 from edgekit.quant.scheme import QuantScheme, scheme
-from edgekit.quantized import Quantizer, matrices
+from edgekit.quantized import Quantizer, dequantized, matrices
 
 F32 = NDArray[np.float32]
 

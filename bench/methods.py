@@ -26,12 +26,11 @@ from edgekit.cache import Cache, source_files  # noqa: E402
 from edgekit.catalog import resolve  # noqa: E402
 from edgekit.companions import read_companions  # noqa: E402
 from edgekit.divergence import F32, Figures, compare, figures, join  # noqa: E402
-from edgekit.fidelity_gate import dequantized  # noqa: E402
 from edgekit.models import Model, open_model  # noqa: E402
 from edgekit.precision import Budget  # noqa: E402
 from edgekit.progress import silent  # noqa: E402
 from edgekit.quant.scheme import QuantScheme, scheme  # noqa: E402
-from edgekit.quantized import Quantizer, matrices  # noqa: E402
+from edgekit.quantized import Quantizer, dequantized, matrices  # noqa: E402
 from edgekit.reference import reference_logits_many  # noqa: E402
 from edgekit.windows import Effort, windows  # noqa: E402
 from measure import machine, table  # noqa: E402

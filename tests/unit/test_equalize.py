@@ -16,7 +16,6 @@ from edgekit.companions import read_companions
 from edgekit.divergence import compare, figures, join
 from edgekit.equalize import _product, equalize
 from edgekit.fidelity import default_text
-from edgekit.fidelity_gate import dequantized
 from edgekit.folds import NORMS, packed, packed_bytes, unpacked
 from edgekit.models import Model, open_model
 from edgekit.origin import check_origin
@@ -24,7 +23,7 @@ from edgekit.progress import silent
 from edgekit.quant.gptq import F64
 from edgekit.quant.rtn import F32
 from edgekit.quant.scheme import Format, scheme
-from edgekit.quantized import Quantizer, matrices
+from edgekit.quantized import Quantizer, dequantized, matrices
 from edgekit.reference import reference_logits_many
 from edgekit.windows import Effort, windows
 from tiny_artifact import write_target

@@ -102,7 +102,7 @@ def test_factors_of_what_lies_on_a_grid_are_one() -> None:
 
 def loss(model: Model, fitted: Model, quantizer: Quantizer, sequences: list[tuple[int, ...]]) -> float:
     """Mean square of what quantizing changes in the logits."""
-    from edgekit.fidelity_gate import dequantized
+    from edgekit.quantized import dequantized
 
     every = {m.weight: m for m in matrices(model, scheme("int4-g128"))}
 

@@ -177,7 +177,7 @@ def _make(job: Job, staging: Path, output: Path, progress: Progress) -> Manifest
     if job.gate is not None:
         # A template must be among the files, and these are listed later.
         artifact = Artifact(staging, replace(manifest, chat_template=None))
-        made = Quantized(job.model, model, job.scheme, replace(quantizer, ledger=None), weights)
+        made = Quantized(job.model, model, job.scheme, replace(quantizer, ledger=None), weights, exported.lossy)
         manifest = replace(manifest, fidelity=pass_gate(job.gate, made, companions, artifact, output, progress))
     shutil.rmtree(staging / CALIBRATED, ignore_errors=True)
     return _listed(job, manifest, staging, progress)

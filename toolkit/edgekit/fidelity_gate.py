@@ -4,7 +4,7 @@ Quality is a property of the quantized weights, equal on every engine, so it is 
 That is done once: a second target of the same weights takes the logits from the cache.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -18,11 +18,9 @@ from edgekit.errors import FidelityError
 from edgekit.fidelity import Fidelity, default_text, measure, score, source_digests, unquantized
 from edgekit.fidelity_report import html
 from edgekit.models import Model
-from edgekit.parallel import in_threads
 from edgekit.progress import Progress
-from edgekit.quant import dequantize
 from edgekit.quant.scheme import QuantScheme
-from edgekit.quantized import Matrix, Quantizer, block, cuts, matrices
+from edgekit.quantized import Quantizer, dequantized, matrices
 from edgekit.reference import VERSION
 from edgekit.reference_cache import Weighted, logits
 from edgekit.tensor_errors import tensor_errors
@@ -48,13 +46,15 @@ class Gate:
 @dataclass(frozen=True)
 class Quantized:
     """What a build has made. original: the checkpoint. model: what was quantized of it: itself, or one that computes the same with other
-    weights. quantizer: gives the weights again. weights: their digests (``digest.weight_digests``)."""
+    weights. quantizer: gives the weights again. weights: their digests (``digest.weight_digests``). lossy: what else of the artifact
+    costs quality, so that it is run as well."""
 
     original: Model
     model: Model
     scheme: QuantScheme
     quantizer: Quantizer
     weights: Mapping[str, str]
+    lossy: str | None = None
 
 
 DEFAULTS = {32: Limits(0.1, 0.7), 64: Limits(0.15, 0.7), 128: Limits(0.2, 0.7)}
@@ -103,9 +103,10 @@ def pass_gate(gate: Gate, made: Quantized, companions: Companions, artifact: Art
     what = f"{made.original.checkpoint.source.name} as {made.scheme.name}"
     try:
         check(found, limits, what)
-        if gate.full:
-            found = measure(artifact, made.original, text, FULL, cache=quantizer.cache, progress=progress, threads=quantizer.threads)
-            check(found, limits, f"{what}, run by {artifact.manifest.engine.name}")
+        if gate.full or made.lossy is not None:
+            effort = FULL if gate.full else QUICK
+            found = measure(artifact, made.original, text, effort, cache=quantizer.cache, progress=progress, threads=quantizer.threads)
+            check(found, limits, f"{what}, run by {artifact.manifest.engine.name}" + (f" with {made.lossy}" if made.lossy else ""))
     except FidelityError as error:
         page = report_place(output)
         errors = tensor_errors(made.model, made.scheme, {}, quantizer, progress)
@@ -140,19 +141,6 @@ def measure_weights(made: Quantized, companions: Companions, text: str, progress
     quantized = Weighted(made.model.decoder, tensor, model, identity, broken)
     found = logits(quantized, wanted, quantizer.cache, progress, "fidelity: as quantized")
     return score(cut, reference, found, companions.tokenizer, text, same_source=True, greedy={})
-
-
-def dequantized(model: Model, m: Matrix, quantizer: Quantizer) -> F32:
-    """A whole quantized weight as float32 [N, K]; a thread dequantizes a block of rows at a time."""
-    whole = np.empty(m.shape, np.float32)
-
-    def work(job: tuple[int, int]) -> Iterator[None]:
-        start, stop = job
-        whole[start:stop] = dequantize(block(model, m, start, stop, quantizer))
-        yield
-
-    in_threads(work, list(cuts(m.shape)), quantizer.threads, lambda _: None)
-    return whole
 
 
 def info(fidelity: Fidelity, limits: Limits, verified: Literal["quick", "full"]) -> FidelityInfo:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edgekit import cache as kept
 from edgekit.cache import Cache, SourceFile
@@ -13,7 +14,7 @@ from edgekit.digest import Ledger
 from edgekit.errors import CheckpointError, OutputError
 from edgekit.models import Model
 from edgekit.parallel import in_threads
-from edgekit.quant import VERSION, quantize
+from edgekit.quant import VERSION, dequantize, quantize
 from edgekit.quant.scheme import Format, QuantizedTensor, QuantScheme
 
 BLOCK = 1 << 21
@@ -128,6 +129,19 @@ def block(model: Model, m: Wanted, start: int, stop: int, quantizer: Quantizer) 
         found = _fresh(model, m, start, stop, quantizer)
         store_block(model, m, start, stop, found, store)
     return found
+
+
+def dequantized(model: Model, m: Matrix, quantizer: Quantizer) -> NDArray[np.float32]:
+    """A whole quantized weight as float32 [N, K]; a thread dequantizes a block of rows at a time."""
+    whole = np.empty(m.shape, np.float32)
+
+    def work(job: tuple[int, int]) -> Iterator[None]:
+        start, stop = job
+        whole[start:stop] = dequantize(block(model, m, start, stop, quantizer))
+        yield
+
+    in_threads(work, list(cuts(m.shape)), quantizer.threads, lambda _: None)
+    return whole
 
 
 def load_block(model: Model, m: Wanted, start: int, stop: int, store: Kept) -> QuantizedTensor | None:

@@ -58,9 +58,11 @@ class Exported:
     bits_per_weight:  storage of all matrices (scales and zero points included) in bits, over their number of weights.
     tensors:          canonical weight name -> its format, for every matrix that is not stored as the scheme says.
     details:          what only this engine has, e.g. {"kv_dtype": "float32"}; goes into the manifest as it is.
+    lossy:            what of the engine's files costs quality beyond the quantized weights, so that a build measures the artifact itself.
     """
 
     engine_requires: Mapping[str, str]
     bits_per_weight: float
     tensors: Mapping[str, TensorFormat] = field(default_factory=dict)
     details: Mapping[str, Scalar] = field(default_factory=dict)
+    lossy: str | None = None

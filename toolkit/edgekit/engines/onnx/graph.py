@@ -2,14 +2,14 @@
 
     input_ids            int64 [1, S]              the new tokens
     attention_mask       int64 [1, T]              ones, one for each token of the whole sequence, the new ones included
-    past_key_values.i.*  floats [1, KV, P, hd]     P >= T - S; give the same buffer as present.i.* to have the cache updated in place
+    past_key_values.i.*  cached [1, KV, P, hd]     P >= T - S; give the same buffer as present.i.* to have the cache updated in place
     logits_positions     int64 [n]                 optional: after which of the new tokens to give logits; [-1], the last one, if not given
     rope_length          int64 [1]                 optional, LongRoPE only, see ``rotary``
  -> logits               float32 [1, n, V]         declared as [1, 1, V]: onnxruntime-genai wants to read there that it gets one position
-    present.i.*          floats [1, KV, max(P, T), hd]
+    present.i.*          cached [1, KV, max(P, T), hd]
 
-``floats`` is float32 or float16 (options.py). DirectML needs the one buffer for past and present, and more than one new token only
-at the start of a sequence (kernels.py).
+``floats`` is float32 or float16, ``cached`` the same or int8 (options.py). DirectML needs the one buffer for past and present, and more
+than one new token only at the start of a sequence (kernels.py).
 The batch is 1: another is refused by ONNX Runtime rather than computed wrongly. Operators:
 https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md
 """
@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from edgekit.engines.onnx.kv_cache import Scales
 from edgekit.engines.onnx.options import OnnxOptions
 from edgekit.engines.onnx_format.proto import Attributes, DataType, Graph, Tape, Value, constant
 from edgekit.engines.onnx_format.weights import DataFile, Matrix, initializer, matrix, row_bytes, table, vector
@@ -35,13 +36,14 @@ FILE = "model.onnx"
 
 @dataclass(frozen=True)
 class Plan:
-    """What the parts of the graph are made of. ``context``: most tokens of a sequence. ``data`` and ``constants`` grow as
-    weights are placed."""
+    """What the parts of the graph are made of. ``context``: most tokens of a sequence. ``scales``: of an INT8 cache, by layer; read when
+    the file is written. ``data`` and ``constants`` grow as weights are placed."""
 
     decoder: DecoderConfig
     scheme: QuantScheme
     context: int
     options: OnnxOptions
+    scales: Sequence[Scales]
     tape: Tape
     data: DataFile
     constants: dict[str, Value]
@@ -59,9 +61,14 @@ class Shared:
     positions: Value | None
 
 
-def build(decoder: DecoderConfig, scheme: QuantScheme, context: int, options: OnnxOptions) -> tuple[Graph, DataFile]:
-    """The graph for sequences up to ``context`` tokens, and the plan of the data file its initializers lie in."""
-    plan = Plan(decoder, scheme, context, options, Tape(), DataFile(f"{FILE}.data", options.floats), {})
+def build(
+    decoder: DecoderConfig, scheme: QuantScheme, context: int, options: OnnxOptions, scales: Sequence[Scales] = ()
+) -> tuple[Graph, DataFile]:
+    """The graph for sequences up to ``context`` tokens, and the plan of the data file its initializers lie in.
+
+    scales: of an INT8 cache, by layer; needed where the file is to be written.
+    """
+    plan = Plan(decoder, scheme, context, options, scales, Tape(), DataFile(f"{FILE}.data", options.floats), {})
     tokens = Value("input_ids", DataType.INT64, (1, "sequence_length"))
     mask = Value("attention_mask", DataType.INT64, (1, "total_sequence_length"))
     rope_length = constant("rope_length", np.zeros(1, np.int64))
@@ -198,6 +205,12 @@ def attention(plan: Plan, i: int, hidden: Value, shared: Shared, past: Sequence[
         inputs = [q, k, v, *past, shared.seqlens_k, shared.total]
     else:
         inputs = [qkv, None, None, *past, shared.seqlens_k, shared.total, shared.cos, shared.sin, shared.positions]
+        if plan.options.kv_cache == "int8":
+            channels = (decoder.kv_heads * decoder.head_dim,)
+            k_scale = table(plan.data, f"{at}.attention.k_scale", channels, lambda: plan.scales[i].keys)
+            v_scale = table(plan.data, f"{at}.attention.v_scale", channels, lambda: plan.scales[i].values)
+            inputs += [None, None, k_scale, v_scale]
+            attributes = {**attributes, "kv_cache_bit_width": 8, "k_quant_type": "PER_CHANNEL", "v_quant_type": "PER_CHANNEL"}
     attended = Value(f"{at}.attention.output")
     plan.tape.add("GroupQueryAttention", inputs, attributes, outputs=[attended, *present], domain=MICROSOFT, name=f"{at}.attention")
     return attended
@@ -303,7 +316,7 @@ def quantized(plan: Plan, name: str, parts: Sequence[str], fmt: Format) -> Matri
 
 
 def cache(plan: Plan, name: str, length: str) -> Value:
-    return Value(name, plan.data.floats, (1, plan.decoder.kv_heads, length, plan.decoder.head_dim))
+    return Value(name, plan.options.cached, (1, plan.decoder.kv_heads, length, plan.decoder.head_dim))
 
 
 def const(plan: Plan, name: str, value: int | list[int]) -> Value:

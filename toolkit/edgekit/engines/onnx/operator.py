@@ -15,7 +15,7 @@ VERSION = 1
 """Of the library's interface; one that was compiled from other sources is not used."""
 VARIABLE, OWN, STOCK = "EDGEKIT_ONNX_PRODUCTS", "edgekit", "onnxruntime"
 """What the environment may ask for; by default what is faster here."""
-COMPUTED = {"provider": "cpu", "kv_dtype": "float32", "accuracy_level": 4}
+COMPUTED = {"provider": ("cpu",), "kv_dtype": ("float32", "int8"), "accuracy_level": (4,)}
 """Details of the artifacts whose products it computes: float32 inputs, in int8. Others are ONNX Runtime's alone."""
 
 
@@ -46,7 +46,7 @@ def pays(library: Path = LIBRARY) -> bool:
 
 def computes(manifest: Manifest) -> bool:
     """Whether it knows the products of this artifact."""
-    return all(manifest.engine.details.get(name) == value for name, value in COMPUTED.items())
+    return all(manifest.engine.details.get(name) in values for name, values in COMPUTED.items())
 
 
 def _answer(path: Path, question: str) -> bool:

@@ -22,7 +22,7 @@ def host_memory(manifest: Manifest) -> bool:
 
 def cache_bytes(manifest: Manifest) -> int:
     """See ``Observer``."""
-    return 2 if manifest.engine.details["kv_dtype"] == "float16" else 4
+    return {"float32": 4, "float16": 2, "int8": 1}[str(manifest.engine.details["kv_dtype"])]
 
 
 def device_memory() -> tuple[int, str] | None:

@@ -27,6 +27,8 @@ PAST, PRESENT, ROPE_LENGTH, POSITIONS = "past_key_values.", "present.", "rope_le
 FIRST_CAPACITY = 512
 """Tokens the KV cache has room for at first; it doubles from there."""
 LAST_POSITION = np.full(1, -1, np.int64)
+CACHED: "dict[str, type[np.generic]]" = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int8)": np.int8}
+"""Types of a KV cache, as ONNX Runtime names them."""
 CHUNK = 512
 """Tokens of a long input computed at a time: keeps the activations of a long prompt small."""
 
@@ -172,7 +174,7 @@ def bind(session: "onnxruntime.InferenceSession", capacity: int, device: str | N
     caches: dict[str, NDArray[np.generic] | onnxruntime.OrtValue] = {}
     for i in session.get_inputs():
         if i.name.startswith(PAST):
-            caches[i.name] = zeros((1, i.shape[1], capacity, i.shape[3]), np.float16 if "float16" in i.type else np.float32)
+            caches[i.name] = zeros((1, i.shape[1], capacity, i.shape[3]), CACHED[i.type])
             bind_cache(binding, i.name, caches[i.name], device)
     logits = np.zeros((1, 1, session.get_outputs()[0].shape[2]), np.float32)
     binding.bind_ortvalue_output("logits", OrtValue.ortvalue_from_numpy(logits))

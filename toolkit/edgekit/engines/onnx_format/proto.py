@@ -12,7 +12,7 @@ from enum import IntEnum
 import numpy as np
 from numpy.typing import NDArray
 
-Attributes = Mapping[str, int | float | tuple[int, ...]]
+Attributes = Mapping[str, int | float | str | tuple[int, ...]]
 
 
 NUMPY = {"FLOAT": "<f4", "UINT8": "u1", "INT8": "i1", "UINT16": "<u2", "INT32": "<i4", "INT64": "<i8", "BOOL": "?", "FLOAT16": "<f2"}
@@ -144,8 +144,10 @@ def node_proto(node: Node) -> bytes:
     return b"".join([*inputs, *outputs, text(3, node.name), text(4, node.kind), *attributes, *domain])
 
 
-def attribute_proto(name: str, value: int | float | tuple[int, ...]) -> bytes:
-    """AttributeProto.type is 1 for a float, 2 for an int, 7 for several."""
+def attribute_proto(name: str, value: int | float | str | tuple[int, ...]) -> bytes:
+    """AttributeProto.type is 1 for a float, 2 for an int, 3 for a string, 7 for several ints."""
+    if isinstance(value, str):
+        return text(1, name) + text(4, value) + number(20, 3)
     if isinstance(value, tuple):
         return text(1, name) + b"".join(number(8, item) for item in value) + number(20, 7)
     if isinstance(value, float):
