@@ -31,17 +31,20 @@ Run = dict[str, float]
 
 @dataclass(frozen=True)
 class Choice:
-    """threads: 0 leaves them to ONNX Runtime, None takes every usable core. entries: session configuration entries."""
+    """threads: 0 leaves them to ONNX Runtime, None takes every usable core. entries: session configuration entries. own: edgekit's
+    products, where they are what is faster."""
 
     threads: int | None = None
     entries: dict[str, str] = field(default_factory=dict)
     arena: bool = True
     pattern: bool = False
     chunk: int = 512
+    own: bool = True
 
 
 CHOICES = {
     "as shipped": Choice(),
+    "ONNX Runtime's own products": Choice(own=False),
     "1 thread": Choice(threads=1),
     "ONNX Runtime's own thread count": Choice(threads=0),
     "no spinning": Choice(entries={"session.intra_op.allow_spinning": "0"}),
@@ -61,6 +64,8 @@ def measured(directory: Path, name: str) -> Run:
     """In this process. ``name``: of CHOICES, or PREPACKED."""
     import onnxruntime
 
+    from edgekit.artifact import load_artifact
+    from edgekit.engines.onnx import operator
     from edgekit.engines.onnx import session as module
     from edgekit.parallel import cores
 
@@ -73,6 +78,8 @@ def measured(directory: Path, name: str) -> Run:
     options.enable_cpu_mem_arena = choice.arena
     for key, value in choice.entries.items():
         options.add_session_config_entry(key, value)
+    if choice.own and name != PREPACKED and operator.chosen(load_artifact(directory).manifest):
+        options.register_custom_ops_library(str(operator.LIBRARY))
     module.CHUNK = choice.chunk
     rng = np.random.default_rng(0)
     before, began = os.times(), time.perf_counter()
