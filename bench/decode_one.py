@@ -228,13 +228,11 @@ def cache_bytes(path: Path) -> int:
         return 0
     import onnx
 
-    total = 0
-    for value in onnx.load(str(path / "model.onnx"), load_external_data=False).graph.input:
-        if value.name.startswith("past_key_values."):
-            kind = value.type.tensor_type
-            _, heads, _, size = (dimension.dim_value for dimension in kind.shape.dim)
-            total += heads * size * onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type).itemsize
-    return total
+    shape = json.loads((path / "genai_config.json").read_text(encoding="utf-8"))["model"]["decoder"]
+    inputs = onnx.load(str(path / "model.onnx"), load_external_data=False).graph.input
+    kind = next(value.type.tensor_type.elem_type for value in inputs if value.name == "past_key_values.0.key")
+    width = onnx.helper.tensor_dtype_to_np_dtype(kind).itemsize
+    return int(2 * shape["num_hidden_layers"] * shape["num_key_value_heads"] * shape["head_size"] * width)
 
 
 def token_bytes(path: Path, prompt: int) -> float:

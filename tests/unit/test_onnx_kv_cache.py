@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from numpy.typing import NDArray
 
@@ -16,7 +17,7 @@ from edgekit.engines.onnx.export import check, footprint
 from edgekit.engines.onnx.kv_cache import MARGIN, Scales, fit_scales, key_lengths
 from edgekit.engines.onnx.profile import cache_bytes
 from edgekit.engines.onnx.session import OnnxSession, open_session
-from edgekit.errors import CheckpointError, FidelityError, TargetError
+from edgekit.errors import CheckpointError, EngineError, FidelityError, TargetError
 from edgekit.models import Model
 from edgekit.progress import silent
 from edgekit.quant.scheme import scheme
@@ -180,3 +181,21 @@ def test_edgekits_products_take_part(tmp_path: Path) -> None:
         folder = tmp_path / str(level)
         folder.mkdir()
         assert operator.computes(build(folder, "llama3", options={**INT8, "accuracy_level": level}).manifest) is taken
+
+
+def test_a_cache_of_another_type_is_an_error(tmp_path: Path) -> None:
+    """ONNX Runtime has one of 4 bits as well, two values to a byte."""
+    built = build(tmp_path, "llama3", options=INT8)
+    skip_unless_runnable(built)
+    path = built.directory / "model.onnx"
+    model = onnx.load(path, load_external_data=False)
+    for value in (*model.graph.input, *model.graph.output):
+        if value.name.startswith(("past_key_values", "present")):
+            value.type.tensor_type.elem_type = onnx.TensorProto.UINT8
+            value.type.tensor_type.shape.dim[3].dim_value //= 2
+    for attribute in (a for node in model.graph.node for a in node.attribute):
+        if attribute.name == "kv_cache_bit_width":
+            attribute.i = 4
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(EngineError, match=r"past_key_values\.0\.key is tensor\(uint8\), and this edgekit knows no such KV cache"):
+        open_session(built.directory, built.manifest)

@@ -167,13 +167,15 @@ def pieces(count: int, position: int, appends: bool) -> list[slice]:
 
 
 def bind(session: "onnxruntime.InferenceSession", capacity: int, device: str | None) -> Buffers:
-    """Empty buffers for ``capacity`` tokens."""
+    """Empty buffers for ``capacity`` tokens. Raises EngineError for a cache of another type than CACHED."""
     from onnxruntime import OrtValue
 
     binding = session.io_binding()
     caches: dict[str, NDArray[np.generic] | onnxruntime.OrtValue] = {}
     for i in session.get_inputs():
         if i.name.startswith(PAST):
+            if i.type not in CACHED:
+                raise EngineError(f"{i.name} is {i.type}, and this edgekit knows no such KV cache; upgrade edgekit")
             caches[i.name] = zeros((1, i.shape[1], capacity, i.shape[3]), CACHED[i.type])
             bind_cache(binding, i.name, caches[i.name], device)
     logits = np.zeros((1, 1, session.get_outputs()[0].shape[2]), np.float32)
