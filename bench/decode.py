@@ -142,7 +142,7 @@ def summary(result: Run, chosen: list[Route]) -> dict[str, list[str] | list[list
     rate = max(bandwidths)  # whatever else the machine does only lowers it
     rows = [row(route, measured[route.name], read[str(route.path)], rate) for route in chosen if measured[route.name]]
     notes = [f"Tokens a second, greedy, one sequence. DRAM bandwidth {rate / 1e9:.1f} GB/s (numpy, all cores; the best of "]
-    notes[0] += f"{len(bandwidths)} times); of it a token reads the weights, and the keys and values so far."
+    notes[0] += f"{len(bandwidths)} times); of it a token reads the weights, and the keys and values so far (OpenVINO: weights alone)."
     genai = next((runs for route in chosen if route.kind == "genai" and (runs := measured[route.name])), None)
     if genai and outputs:
         own = middle(genai[-1:], "load") + middle(genai[-1:], "first", "prefill")

@@ -1,10 +1,12 @@
 """The INT8 KV cache: scales that hold at every position, ONNX Runtime's arithmetic with them, and a gate that measures it."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from numpy.typing import NDArray
 
@@ -17,11 +19,12 @@ from edgekit.engines.onnx.export import check, footprint
 from edgekit.engines.onnx.kv_cache import MARGIN, Scales, fit_scales, key_lengths
 from edgekit.engines.onnx.profile import cache_bytes
 from edgekit.engines.onnx.session import OnnxSession, open_session
-from edgekit.errors import CheckpointError, EngineError, FidelityError, TargetError
+from edgekit.errors import CheckpointError, EngineError, EngineMissing, FidelityError, TargetError
 from edgekit.models import Model
 from edgekit.progress import silent
 from edgekit.quant.scheme import scheme
 from edgekit.quantized import PLAIN
+from edgekit.resources import release
 from edgekit.runtime.prefix import PrefixCache
 from edgekit.target import OptionValue
 from onnx_artifact import FLOAT32, Built, build, open_variant, random_tokens, skip_unless_runnable, target
@@ -152,19 +155,19 @@ def test_a_cache_that_clips_does_not_pass_the_gate(tmp_path: Path, monkeypatch: 
     (tmp_path / "tried").mkdir()
     skip_unless_runnable(build(tmp_path / "tried", "llama3", options=INT8))
     made = edgekit.build(checkpoint, target=wanted, output=tmp_path / "good")
-    assert made.fidelity.verified == "quick" and 1e-5 < made.fidelity.parts[0].mean_kl < 0.01
+    assert made.fidelity is not None and made.fidelity.verified == "run" and 1e-5 < made.fidelity.parts[0].mean_kl < 0.01
     monkeypatch.setattr(kv_cache, "MARGIN", 0.02)
-    with pytest.raises(FidelityError, match="run by onnx with its INT8 KV cache"):
+    with pytest.raises(FidelityError, match=r"run by onnx with its INT8 KV cache.*leave kv_cache out of the target's"):
         edgekit.build(checkpoint, target=wanted, output=tmp_path / "clipped")
     assert not (tmp_path / "clipped").exists()
 
 
 def test_keys_that_are_not_finite_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def overflowing(decoder: object, tensor: object, sequences: object, *, last: int, seen: Any) -> None:
+    def overflowing(decoder: object, tensor: object, i: int, hidden: object, spans: object, seen: Any) -> None:
         seen("layers.0.k_proj", np.full((1, model.decoder.hidden_size), np.nan, np.float32))
 
     model = open_variant(tmp_path / "model", "llama3")
-    monkeypatch.setattr(kv_cache, "reference_logits_many", overflowing)
+    monkeypatch.setattr(kv_cache, "apply_layer", overflowing)
     with pytest.raises(CheckpointError, match=r"layers\.0\.k_proj gives values that are not finite"):
         scales_of(model)
 
@@ -199,3 +202,32 @@ def test_a_cache_of_another_type_is_an_error(tmp_path: Path) -> None:
     path.write_bytes(model.SerializeToString())
     with pytest.raises(EngineError, match=r"past_key_values\.0\.key is tensor\(uint8\), and this edgekit knows no such KV cache"):
         open_session(built.directory, built.manifest)
+
+
+def test_nothing_of_a_chat_is_clipped(tmp_path: Path) -> None:
+    """Which begins with tokens that no text has, where a text begins."""
+    wanted = write_target(tmp_path / "test.toml", "onnx", options='kv_cache = "int8"')
+    made = edgekit.build("tiny-phi", target=wanted, output=tmp_path / "a", verify=False)
+    if release(onnxruntime.__version__) < release(made.engine.requires["onnxruntime"]):
+        pytest.skip(f"needs onnxruntime {made.engine.requires['onnxruntime']}")
+    with edgekit.load(tmp_path / "a") as runtime:
+        session = runtime.session
+        assert isinstance(session, OnnxSession)
+        for chat in (*made.conformance.chat[:2], "<|user|>\nWhat lights are on in the hall?<|end|>\n<|assistant|>\n"):
+            tokens = runtime.tokenizer.encode(chat if isinstance(chat, str) else chat.rendered)
+            session.rewind(0)
+            session.forward(tokens)
+            for held in session._buffers.caches.values():
+                assert isinstance(held, np.ndarray) and np.abs(held[:, :, : len(tokens)].astype(int)).max() < 127
+
+
+def test_a_build_that_could_not_be_measured_is_refused_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint = make_checkpoint(tmp_path / "model", "llama3", grid=32)
+    wanted = write_target(tmp_path / "test.toml", "onnx", options='kv_cache = "int8"')
+    monkeypatch.setattr(onnxruntime, "__version__", "1.30.0")
+    with pytest.raises(EngineMissing, match=r"needs onnxruntime 1\.31 or newer, installed is 1\.30\.0.*--no-verify builds without"):
+        edgekit.build(checkpoint, target=wanted, output=tmp_path / "out")
+    assert edgekit.build(checkpoint, target=wanted, output=tmp_path / "out", verify=False).engine.requires["onnxruntime"] == "1.31"
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(EngineMissing, match=r'this build needs onnxruntime 1\.31 or newer.*pip install "onnxruntime>=1\.31"'):
+        edgekit.build(checkpoint, target=wanted, output=tmp_path / "more")

@@ -7,6 +7,7 @@ import json
 import os
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,9 +16,11 @@ import edgekit
 from chromium import chromium, program
 from command import Edge
 from edgekit import packagers
-from edgekit.errors import DownloadError
+from edgekit.artifact import load_artifact
+from edgekit.errors import DownloadError, UsageError
 from edgekit.packagers import Settings, npm
 from edgekit.packagers.split import split
+from edgekit.packagers.web import libraries
 from edgekit.progress import silent
 from tiny_artifact import build_tiny
 
@@ -159,3 +162,11 @@ def test_options_of_python_and_other_engines_are_refused(edge: Edge, artifact: P
     assert (ended.code, "--python" in ended.err) == (2, True)
     null = build_tiny(tmp_path / "null", "null")
     assert edge("package", str(null), "--for", "web", "--out", str(tmp_path / "out")).code == 2
+
+
+def test_an_artifact_for_a_newer_onnx_runtime_is_refused(artifact: Path) -> None:
+    """As one with an INT8 KV cache is, until the release that pages run on has it."""
+    opened = load_artifact(artifact)
+    engine = replace(opened.manifest.engine, requires={"onnxruntime": "9.1"})
+    with pytest.raises(UsageError, match=r"needs ONNX Runtime 9\.1, and pages run on onnxruntime-web \d"):
+        libraries(replace(opened, manifest=replace(opened.manifest, engine=engine)))

@@ -173,11 +173,12 @@ class FidelityPart:
 class FidelityInfo:
     """How far the artifact's predictions are from its checkpoint's, as measured when it was built.
 
-    verified: "quick": the portable weights in the reference decoder; "full": the artifact itself, by its engine; "not verified" for the
-    ``reason`` given. reference: what was compared with. max_kl, min_top1: the limits that were kept.
+    verified: "quick": the portable weights in the reference decoder; "run": the artifact itself, by its engine, on the same text; "full":
+    that on more text; "not verified" for the ``reason`` given. reference: what was compared with. max_kl, min_top1: the limits that were
+    kept.
     """
 
-    verified: Literal["quick", "full", "not verified"]
+    verified: Literal["quick", "run", "full", "not verified"]
     reason: str | None = None
     reference: str | None = None
     text_sha256: str | None = None

@@ -30,7 +30,7 @@ from edgekit.conformance import NOT_VERIFIED, greedy_vectors, text_vectors
 from edgekit.device import load_device
 from edgekit.digest import Ledger, weight_digests
 from edgekit.engines import ENGINES
-from edgekit.engines.exported import Exported, Footprint
+from edgekit.engines.exported import Exported, Footprint, Lossy
 from edgekit.errors import EngineMissing, OutputError, TargetError, UsageError
 from edgekit.fidelity_gate import Gate, Limits, Quantized, pass_gate, report_place
 from edgekit.fitting import CALIBRATED, Fitted, fit, settle, within_budget
@@ -41,6 +41,7 @@ from edgekit.progress import Progress, silent
 from edgekit.quant.scheme import Format, QuantScheme
 from edgekit.quant.scheme import scheme as load_scheme
 from edgekit.quantized import Quantizer
+from edgekit.resources import check_release
 from edgekit.target import Target, load_target
 
 COMPANION_BYTES = 32_000_000
@@ -66,7 +67,7 @@ class Exporter(Protocol):
 
 @dataclass(frozen=True)
 class Job:
-    """All that is settled before the weights are. gate: None for an artifact that is not to be verified."""
+    """All that is settled before the weights are. gate: None for an artifact that is not to be verified. lossy: of the footprint."""
 
     model: Model
     scheme: QuantScheme
@@ -76,6 +77,7 @@ class Job:
     fitted: Fitted
     gate: Gate | None
     quantizer: Quantizer
+    lossy: Lossy | None
 
 
 def build(
@@ -109,7 +111,7 @@ def build(
     cached:  take quantized weights from the cache and keep new ones there (``edge cache list``).
     verify:  compare the quantized weights with the checkpoint (``fidelity_gate.py``), open the artifact with its own engine, in another
              process, and record what it answers (conformance vectors). False says "not verified" in the manifest; nothing then holds more
-             than a few blocks of weights in memory.
+             than a few blocks of weights in memory, or a matrix where an engine's export computes with them.
     full:    measure the artifact itself as well, through its engine, on more text and beyond a long LongRoPE switch.
     limits:  beyond which nothing is written but a report beside ``output``; what they leave open is the scheme's own.
     calibration: text like what the model will meet, 10,000 tokens or more: 4-bit weights are fitted to it (``calibrate.py``), which takes
@@ -141,6 +143,8 @@ def build(
     exporter.check(opened, quant, wanted)
     size = exporter.footprint(opened, quant, wanted)
     _check_footprint(size, opened, quant, wanted, output)
+    if gate is not None and size.lossy is not None:
+        _check_engine(size.lossy)
     cache = open_cache() if cached else None
     quantizer = _quantizer(opened, cache, progress, threads)
     if budget is not None:
@@ -149,7 +153,7 @@ def build(
         _check_footprint(size, opened, quant, wanted, output)
     if cache is not None:
         make_room(cache, size.weights)
-    job = Job(opened, quant, wanted, exporter, companions, fitted, gate, quantizer)
+    job = Job(opened, quant, wanted, exporter, companions, fitted, gate, quantizer, size.lossy)
     with writing(output, force=force) as staging:
         manifest = _make(job, staging, output, progress)
         seal(staging, manifest)
@@ -177,7 +181,7 @@ def _make(job: Job, staging: Path, output: Path, progress: Progress) -> Manifest
     if job.gate is not None:
         # A template must be among the files, and these are listed later.
         artifact = Artifact(staging, replace(manifest, chat_template=None))
-        made = Quantized(job.model, model, job.scheme, replace(quantizer, ledger=None), weights, exported.lossy)
+        made = Quantized(job.model, model, job.scheme, replace(quantizer, ledger=None), weights, job.lossy)
         manifest = replace(manifest, fidelity=pass_gate(job.gate, made, companions, artifact, output, progress))
     shutil.rmtree(staging / CALIBRATED, ignore_errors=True)
     return _listed(job, manifest, staging, progress)
@@ -276,6 +280,17 @@ def _check_footprint(size: Footprint, model: Model, scheme: QuantScheme, target:
             f"cannot write {output}: about {need / 1e6:,.0f} MB are needed, {existing} has {free / 1e6:,.0f} MB free; "
             "free some space or choose another place: --out DIR"
         )
+
+
+def _check_engine(lossy: Lossy) -> None:
+    """Whether the artifact can be run here when it is built. Raises EngineMissing."""
+    note = f" (it is run when it is built, to measure what {lossy.what} costs; --no-verify builds without)"
+    for module, needed in lossy.requires.items():
+        try:
+            found = importlib.import_module(module).__version__
+        except ImportError as error:
+            raise EngineMissing(f'this build needs {module} {needed} or newer{note}: pip install "{module}>={needed}"') from error
+        check_release(module, found, needed, note)
 
 
 def _manifest(job: Job, exported: Exported, weights: Mapping[str, str], files: Mapping[str, str]) -> Manifest:

@@ -14,6 +14,7 @@ import numpy as np
 from edgekit.artifact import Artifact, FidelityInfo, FidelityPart
 from edgekit.companions import Companions
 from edgekit.divergence import F32
+from edgekit.engines.exported import Lossy
 from edgekit.errors import FidelityError
 from edgekit.fidelity import Fidelity, default_text, measure, score, source_digests, unquantized
 from edgekit.fidelity_report import html
@@ -54,7 +55,7 @@ class Quantized:
     scheme: QuantScheme
     quantizer: Quantizer
     weights: Mapping[str, str]
-    lossy: str | None = None
+    lossy: Lossy | None = None
 
 
 DEFAULTS = {32: Limits(0.1, 0.7), 64: Limits(0.15, 0.7), 128: Limits(0.2, 0.7)}
@@ -75,16 +76,16 @@ def limits_for(scheme: QuantScheme, asked: Limits, fidelity: Fidelity, vocab_siz
     )
 
 
-def check(fidelity: Fidelity, limits: Limits, what: str) -> None:
+def check(fidelity: Fidelity, limits: Limits, what: str, advice: str = ADVICE) -> None:
     """Raises FidelityError naming the figure, its limit and what to do, for the first part that does not keep them."""
     for part in fidelity.parts:
         kl, top = part.figures.mean_kl.value, part.figures.same_top.value
         where = f"{what}, {part.name} context ({part.context} tokens)"
         if limits.max_kl is not None and not kl <= limits.max_kl:
-            raise FidelityError(f"{where}: mean KL divergence {kl:.4g} is above {limits.max_kl:g} (--max-kl); {ADVICE}")
+            raise FidelityError(f"{where}: mean KL divergence {kl:.4g} is above {limits.max_kl:g} (--max-kl); {advice}")
         if limits.min_top1 is not None and not top >= limits.min_top1:
             raise FidelityError(
-                f"{where}: the likeliest token is the same at {top:.1%}, below {limits.min_top1:.1%} (--min-top1); {ADVICE}"
+                f"{where}: the likeliest token is the same at {top:.1%}, below {limits.min_top1:.1%} (--min-top1); {advice}"
             )
 
 
@@ -106,13 +107,17 @@ def pass_gate(gate: Gate, made: Quantized, companions: Companions, artifact: Art
         if gate.full or made.lossy is not None:
             effort = FULL if gate.full else QUICK
             found = measure(artifact, made.original, text, effort, cache=quantizer.cache, progress=progress, threads=quantizer.threads)
-            check(found, limits, f"{what}, run by {artifact.manifest.engine.name}" + (f" with {made.lossy}" if made.lossy else ""))
+            run = f"{what}, run by {artifact.manifest.engine.name}"
+            if made.lossy is None:
+                check(found, limits, run)
+            else:
+                check(found, limits, f"{run} with {made.lossy.what}", made.lossy.advice)
     except FidelityError as error:
         page = report_place(output)
         errors = tensor_errors(made.model, made.scheme, {}, quantizer, progress)
         page.write_text(html(artifact.manifest, found, errors), encoding="utf-8", newline="\n")
         raise FidelityError(f"{error}. Nothing was written but the report {page}") from None
-    return info(found, limits, "full" if gate.full else "quick")
+    return info(found, limits, "full" if gate.full else "quick" if made.lossy is None else "run")
 
 
 def report_place(output: Path) -> Path:
@@ -143,7 +148,7 @@ def measure_weights(made: Quantized, companions: Companions, text: str, progress
     return score(cut, reference, found, companions.tokenizer, text, same_source=True, greedy={})
 
 
-def info(fidelity: Fidelity, limits: Limits, verified: Literal["quick", "full"]) -> FidelityInfo:
+def info(fidelity: Fidelity, limits: Limits, verified: Literal["quick", "run", "full"]) -> FidelityInfo:
     """For the manifest. Three digits, nine places: what is beyond them depends on the rounding of the machine that measured."""
 
     def rounded(value: float) -> float:

@@ -52,7 +52,7 @@ def fidelity(found: FidelityInfo | None) -> list[tuple[str, str]]:
     """What a manifest says of its fidelity, a line for each kind of window."""
     if found is None or not found.parts:
         return [("fidelity", f"not verified: {found.reason}" if found is not None and found.reason else "not verified")]
-    what = {"quick": "of the weights", "full": "of the artifact, by its engine", "not verified": ""}[found.verified]
+    what = {"quick": "of the weights", "not verified": ""}.get(found.verified, "of the artifact, by its engine")
     lines = [
         f"{part.name} context: KL {part.mean_kl:.3g}, 99.9 % {part.kl_p999:.3g}, same likeliest token {part.same_top:.1%}, "
         f"perplexity {part.perplexity:.4g} for {part.reference_perplexity:.4g}, {part.positions} positions"

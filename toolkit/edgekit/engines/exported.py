@@ -39,15 +39,29 @@ class Running:
 
 
 @dataclass(frozen=True)
+class Lossy:
+    """What of an engine's files costs quality beyond the quantized weights, so that a build runs the artifact to measure it.
+
+    what: for messages. requires: as ``Exported.engine_requires``. advice: what to do where it costs too much.
+    """
+
+    what: str
+    requires: Mapping[str, str]
+    advice: str
+
+
+@dataclass(frozen=True)
 class Footprint:
     """Bytes. weights: of the engine's file of weights. cache: of the KV cache for each token of context. graph: of the engine's other
-    files. tokenizer: of a tokenizer of the engine's own, as a share of tokenizer.json. running: None where nothing is known."""
+    files. tokenizer: of a tokenizer of the engine's own, as a share of tokenizer.json. running: None where nothing is known.
+    lossy: None where the quantized weights are all that costs quality."""
 
     weights: int
     cache: int
     graph: int = 0
     tokenizer: float = 0.0
     running: Running | None = None
+    lossy: Lossy | None = None
 
 
 @dataclass(frozen=True)
@@ -58,11 +72,9 @@ class Exported:
     bits_per_weight:  storage of all matrices (scales and zero points included) in bits, over their number of weights.
     tensors:          canonical weight name -> its format, for every matrix that is not stored as the scheme says.
     details:          what only this engine has, e.g. {"kv_dtype": "float32"}; goes into the manifest as it is.
-    lossy:            what of the engine's files costs quality beyond the quantized weights, so that a build measures the artifact itself.
     """
 
     engine_requires: Mapping[str, str]
     bits_per_weight: float
     tensors: Mapping[str, TensorFormat] = field(default_factory=dict)
     details: Mapping[str, Scalar] = field(default_factory=dict)
-    lossy: str | None = None

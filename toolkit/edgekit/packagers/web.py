@@ -12,6 +12,7 @@ from edgekit.packagers.npm import Package, packages, vendor
 from edgekit.packagers.parts import ARTIFACT, copy_artifact, fill_templates, plain_name, shell_safe
 from edgekit.packagers.split import LIST, listing, split
 from edgekit.progress import Progress
+from edgekit.resources import release
 
 VENDOR = "vendor"
 LARGEST = 2 << 30
@@ -52,7 +53,7 @@ def _of_the_page(path: Path, folder: Path) -> bool:
 
 
 def libraries(artifact: Artifact) -> list[Package]:
-    """What the page needs for this artifact. Raises UsageError: its provider is none of a browser's."""
+    """What the page needs for this artifact. Raises UsageError: its provider is none of a browser's, or it needs a newer ONNX Runtime."""
     provider = str(artifact.manifest.engine.details.get("provider", "cpu"))
     known = packages()
     providers = sorted({package.provider for package in known if package.provider is not None})
@@ -60,7 +61,15 @@ def libraries(artifact: Artifact) -> list[Package]:
         raise UsageError(
             f"{artifact.directory} was built for {provider}, which no browser has; build for one of {', '.join(providers)}: edge targets"
         )
-    return [package for package in known if package.provider in (None, provider)]
+    chosen = [package for package in known if package.provider in (None, provider)]
+    needed = artifact.manifest.engine.requires.get("onnxruntime", "0")
+    for package in chosen:
+        if package.name == "onnxruntime-web" and release(package.version) < release(needed):
+            raise UsageError(
+                f"{artifact.directory} needs ONNX Runtime {needed}, and pages run on {package.name} {package.version}; "
+                "build it for the web without what needs the newer one (docs/performance.md)"
+            )
+    return chosen
 
 
 def refuse_python(settings: Settings, kind: str) -> None:

@@ -2,11 +2,10 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from edgekit.companions import read_companions
-from edgekit.engines.exported import Exported, Footprint
+from edgekit.engines.exported import Exported, Footprint, Lossy
 from edgekit.engines.onnx.footprint import running
 from edgekit.engines.onnx.genai_config import genai_config
 from edgekit.engines.onnx.graph import FILE, build
@@ -54,9 +53,12 @@ def footprint(model: Model, scheme: QuantScheme, target: Target) -> Footprint:
     """The planned size of ``model.onnx.data``; keys and values of every layer."""
     decoder = model.decoder
     graph, data = plan(model, scheme, target)
-    cache = 2 * onnx_options(target).cached.itemsize * decoder.layers * decoder.kv_heads * decoder.head_dim
+    options = onnx_options(target)
+    cache = 2 * options.cached.itemsize * decoder.layers * decoder.kv_heads * decoder.head_dim
     size = len(serialize(graph)) + CONFIG
-    return Footprint(data.size, cache, graph=size, running=running(data, decoder, onnx_options(target)))
+    lossy = Lossy("its INT8 KV cache", requires(options, windowed=False), "leave kv_cache out of the target's [options]")
+    takes = running(data, decoder, options)
+    return Footprint(data.size, cache, graph=size, running=takes, lossy=lossy if options.kv_cache == "int8" else None)
 
 
 def export(
@@ -65,8 +67,7 @@ def export(
     """Writes the three files into ``directory``. Raises TargetError as ``check`` does, CheckpointError from reading the weights."""
     options, companions = onnx_options(target), read_companions(model.checkpoint, model.decoder.vocab_size)
     int8 = options.kv_cache == "int8"
-    # These weights are what is shipped, but not here: they are noted where they are written.
-    scales = fit_scales(model, scheme, companions, replace(quantizer, ledger=None), progress) if int8 else []
+    scales = fit_scales(model, scheme, companions, quantizer, progress) if int8 else []
     graph, data = plan(model, scheme, target, scales)
     context = min(model.decoder.context, target.context)
     weights.write(data, model, directory, progress, quantizer)
@@ -83,7 +84,6 @@ def export(
             "kv_dtype": "int8" if int8 else options.precision,
             "provider": options.provider,
         },
-        lossy="its INT8 KV cache" if int8 else None,
     )
 
 

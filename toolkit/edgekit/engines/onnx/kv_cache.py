@@ -12,13 +12,14 @@ from numpy.typing import NDArray
 
 from edgekit.calibration_text import calibration_text
 from edgekit.companions import Companions
+from edgekit.conformance import text_vectors
 from edgekit.errors import CheckpointError
 from edgekit.models import Model
 from edgekit.models.decoder import DecoderConfig
 from edgekit.progress import Progress
 from edgekit.quant.scheme import QuantScheme
 from edgekit.quantized import Quantizer, dequantized, matrices
-from edgekit.reference import reference_logits_many
+from edgekit.reference import apply_layer
 
 F32 = NDArray[np.float32]
 SEQUENCES, LENGTH = 8, 128
@@ -38,7 +39,7 @@ class Scales:
 
 
 def fit_scales(model: Model, scheme: QuantScheme, companions: Companions, quantizer: Quantizer, progress: Progress) -> list[Scales]:
-    """By layer, of the quantized weights; one layer in memory at a time.
+    """By layer, of the quantized weights; one matrix in memory at a time.
 
     Raises CheckpointError for weights whose keys or values are not finite, and from reading them.
     """
@@ -59,18 +60,23 @@ def fit_scales(model: Model, scheme: QuantScheme, companions: Companions, quanti
             raise CheckpointError(f"{name} gives values that are not finite; an INT8 cache cannot hold them: check the checkpoint")
         greatest[name] = key_lengths(found, decoder) if part == "k_proj" else np.abs(found).max(axis=0)
         if part == "v_proj":
-            progress("fit the INT8 KV cache", int(layer.removeprefix("layers.")) + 1, decoder.layers)
+            progress("calibrate the KV cache", int(layer.removeprefix("layers.")) + 1, decoder.layers)
 
-    reference_logits_many(decoder, tensor, sequences(companions, decoder.context), last=1, seen=note)
+    cut = sequences(companions, decoder.context)
+    ends = np.cumsum([len(tokens) for tokens in cut])
+    hidden = tensor("embed_tokens")[np.concatenate(cut)]
+    for i in range(decoder.layers):
+        apply_layer(decoder, tensor, i, hidden, [slice(end - len(tokens), end) for end, tokens in zip(ends, cut, strict=True)], note)
     return [Scales(*(steps(greatest[f"layers.{i}.{part}"]) for part in ("k_proj", "v_proj"))) for i in range(decoder.layers)]
 
 
 def sequences(companions: Companions, context: int) -> list[list[int]]:
-    """Pieces of the text, each begun as a sequence of this model is."""
+    """Pieces of the text, each begun as a sequence of this model is, and chats: what begins a conversation is like nothing in a text."""
     tokens, opening = companions.tokenizer.encode(calibration_text()), list(companions.tokens.opening)
     length = min(LENGTH, context - len(opening))
     starts = np.linspace(0, len(tokens) - length, SEQUENCES).astype(int)
-    return [[*opening, *tokens[start : start + length]] for start in starts]
+    chats = [companions.tokenizer.encode(chat.rendered)[:context] for chat in text_vectors(companions).chat]
+    return [*([*opening, *tokens[start : start + length]] for start in starts), *chats]
 
 
 def key_lengths(keys: F32, decoder: DecoderConfig) -> F32:
@@ -83,7 +89,7 @@ def key_lengths(keys: F32, decoder: DecoderConfig) -> F32:
 
 
 def steps(greatest: F32) -> F32:
-    """Scales for values up to MARGIN times these, rounded up to eight bits so that the last bits of a sum do not show in them."""
+    """Scales for values up to MARGIN times these, rounded up to eight bits so that the last bits of a sum seldom show in them."""
     wanted = greatest * np.float32(MARGIN / TOP)
     wanted[wanted == 0] = 1
     mantissa, exponent = np.frexp(wanted)

@@ -123,7 +123,7 @@ class QnnSession:
     def forward_last(self, tokens: Sequence[int], last: int) -> NDArray[np.float32]:
         """See ``Session.forward_last``. The whole sequence is computed anew where that takes fewer runs of the NPU, and where its end was
         rewound, it crosses the LongRoPE switch or the next token is the vocabulary's last: genai holds that one for the end of an answer
-        (open_session), and reads it and what follows only as a prompt."""
+        (open_session), and reads it only as part of a prompt."""
         if self._model is None:
             raise EngineError(f"the session of {self._path} is closed; open the artifact again")
         check_call(tokens, last, self.position, self._context)

@@ -99,8 +99,8 @@ export class Model {
     const past = {};
     for (const { name, type, shape } of this.session.inputMetadata) {
       if (!name.startsWith("past_key_values.")) continue;
-      const none = type === "float16" ? new Uint16Array(0) : new Float32Array(0);
-      past[name] = new ort.Tensor(type, none, [1, shape[1], 0, shape[3]]);
+      const Numbers = { float32: Float32Array, float16: Uint16Array, int8: Int8Array }[type];
+      past[name] = new ort.Tensor(type, new Numbers(0), [1, shape[1], 0, shape[3]]);
     }
     return past;
   }
