@@ -43,7 +43,6 @@ class Route:
 
 
 def routes(asked: argparse.Namespace, artifact: Path, cores: int) -> list[Route]:
-    official, intel = asked.official, asked.intel
     found = [
         Route("edgekit", "loop", artifact, None),
         Route("edgekit's session alone", "bare", artifact, None),
@@ -53,13 +52,13 @@ def routes(asked: argparse.Namespace, artifact: Path, cores: int) -> list[Route]
     ]
     if asked.int8 is not None:
         found.append(Route("edgekit, INT8 KV cache", "loop", asked.int8, None))
-    if official is not None:
-        found.append(Route(f"genai, its builder's, {cores} threads", "genai", official, cores))
-        found.append(Route("genai, its builder's, as it comes", "genai", official, None))
-    if intel is not None:
-        found.append(Route("edgekit, OpenVINO", "loop", intel, None))
-        found.append(Route("edgekit's session alone, OpenVINO", "bare", intel, None))
-        found.append(Route("openvino_genai opening edgekit's, as it comes", "openvino_genai", intel, None))
+    if asked.official is not None:
+        found.append(Route(f"genai, its builder's, {cores} threads", "genai", asked.official, cores))
+        found.append(Route("genai, its builder's, as it comes", "genai", asked.official, None))
+    if asked.intel is not None:
+        found.append(Route("edgekit, OpenVINO", "loop", asked.intel, None))
+        found.append(Route("edgekit's session alone, OpenVINO", "bare", asked.intel, None))
+        found.append(Route("openvino_genai opening edgekit's, as it comes", "openvino_genai", asked.intel, None))
     if asked.optimum is not None:
         found.append(Route("openvino_genai, optimum's, as it comes", "openvino_genai", asked.optimum, None))
     return found + [Route(f"llama.cpp {path.stem}", "llama.cpp", path, cores) for path in asked.gguf]
@@ -141,8 +140,10 @@ def summary(result: Run, chosen: list[Route]) -> dict[str, list[str] | list[list
     bandwidths, outputs = cast(list[float], result["bandwidth"]), cast(list[float], result["edge_run_first_output"])
     rate = max(bandwidths)  # whatever else the machine does only lowers it
     rows = [row(route, measured[route.name], read[str(route.path)], rate) for route in chosen if measured[route.name]]
-    notes = [f"Tokens a second, greedy, one sequence. DRAM bandwidth {rate / 1e9:.1f} GB/s (numpy, all cores; the best of "]
-    notes[0] += f"{len(bandwidths)} times); of it a token reads the weights, and the keys and values so far (OpenVINO: weights alone)."
+    notes = [
+        f"Tokens a second, greedy, one sequence. DRAM bandwidth {rate / 1e9:.1f} GB/s (numpy, all cores; the best of {len(bandwidths)} "
+        "times); of it a token reads the weights, and the keys and values so far (OpenVINO: weights alone)."
+    ]
     genai = next((runs for route in chosen if route.kind == "genai" and (runs := measured[route.name])), None)
     if genai and outputs:
         own = middle(genai[-1:], "load") + middle(genai[-1:], "first", "prefill")

@@ -13,7 +13,7 @@ import statistics
 import threading
 import time
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Protocol
@@ -235,10 +235,11 @@ def cache_bytes(path: Path) -> int:
     return int(2 * shape["num_hidden_layers"] * shape["num_key_value_heads"] * shape["head_size"] * width)
 
 
-def token_bytes(path: Path, prompt: int) -> float:
-    """Bytes that a token after such a prompt reads, mean of the steps measured: weights, keys and values. Times tokens a second, and
+def token_bytes(path: Path, prompts: Iterable[int]) -> list[float]:
+    """Bytes that a token after each such prompt reads, mean of the steps measured: weights, keys and values. Times tokens a second, and
     divided by the memory's bandwidth, it is the model bandwidth utilization (Databricks 2023, "LLM Inference Performance Engineering")."""
-    return weight_bytes(path) + cache_bytes(path) * (prompt + STEPS / 2)
+    weights, cache = weight_bytes(path), cache_bytes(path)
+    return [weights + cache * (prompt + STEPS / 2) for prompt in prompts]
 
 
 def measured(kind: str, path: Path, threads: int | None, vocabulary: int) -> dict[str, object]:
@@ -305,7 +306,7 @@ def main() -> None:
     elif asked.kind == "prompt":
         found = prompt_text(asked.path, PROMPTS["first"])
     elif asked.kind == "token-bytes":
-        found = {name: token_bytes(asked.path, length) for name, length in PROMPTS.items()}
+        found = dict(zip(PROMPTS, token_bytes(asked.path, PROMPTS.values()), strict=True))
     else:
         found = measured(asked.kind, asked.path, asked.threads, asked.vocabulary)
     print("\n" + json.dumps(found))

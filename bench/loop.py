@@ -111,7 +111,7 @@ def main() -> None:
         "each": [{name: round(found[name] * 1e3, 3) for name in routes} for found in taken],
     }
     if asked.against is not None:
-        read = token_bytes(asked.directory, asked.prompt)
+        [read] = token_bytes(asked.directory, [asked.prompt])
         result["dram"] = [round(found["dram"] / 1e9, 2) for found in taken]
         result["of_dram"] = round(statistics.median(read / found["loop"] / found["dram"] for found in taken), 3)
     print(json.dumps({key: value for key, value in result.items() if key != "each"}, indent=2))

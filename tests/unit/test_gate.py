@@ -9,6 +9,7 @@ from test_fidelity import model_at
 
 import edgekit
 import edgekit.fidelity_gate as gate
+import edgekit.quantized as quantized
 from checkpoints import make_checkpoint
 from command import Edge
 from edgekit.artifact import load_artifact
@@ -90,14 +91,14 @@ def shuffled_rows(model: Model, m: Matrix, quantizer: Quantizer) -> np.ndarray[t
 @pytest.mark.parametrize("model", ["tiny-phi", "random"])
 def test_a_broken_model_is_stopped_by_the_default(checkpoint: Path, tmp_path: Path, model: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Here the rows of one matrix of all: a random model's limits are wider, and still closed."""
-    monkeypatch.setattr(gate, "dequantized", shuffled_rows)
+    monkeypatch.setattr(quantized, "dequantized", shuffled_rows)
     with pytest.raises(FidelityError, match="mean KL divergence"):
         edgekit.build(checkpoint if model == "random" else model, target="cpu", output=tmp_path / "a")
     assert not (tmp_path / "a").exists()
 
 
 def test_weights_that_give_nothing_finite(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gate, "dequantized", lambda model, m, _: model.tensor(m.weight) * np.float32("inf"))
+    monkeypatch.setattr(quantized, "dequantized", lambda model, m, _: model.tensor(m.weight) * np.float32("inf"))
     with np.errstate(all="ignore"), pytest.raises(FidelityError, match="give logits that are not finite"):
         edgekit.build(checkpoint, target="cpu", output=tmp_path / "a")
 

@@ -15,7 +15,7 @@ from checkpoints import SWITCH, make_checkpoint
 from edgekit import reference
 from edgekit.companions import read_companions
 from edgekit.engines.onnx import kv_cache, operator
-from edgekit.engines.onnx.export import check, footprint
+from edgekit.engines.onnx.export import INT8_CACHE, check, footprint
 from edgekit.engines.onnx.kv_cache import MARGIN, Scales, fit_scales, key_lengths
 from edgekit.engines.onnx.profile import cache_bytes
 from edgekit.engines.onnx.session import OnnxSession, open_session
@@ -24,10 +24,9 @@ from edgekit.models import Model
 from edgekit.progress import silent
 from edgekit.quant.scheme import scheme
 from edgekit.quantized import PLAIN
-from edgekit.resources import release
 from edgekit.runtime.prefix import PrefixCache
 from edgekit.target import OptionValue
-from onnx_artifact import FLOAT32, Built, build, open_variant, random_tokens, skip_unless_runnable, target
+from onnx_artifact import FLOAT32, Built, build, open_variant, random_tokens, skip_below, skip_unless_runnable, target
 from tiny_artifact import write_target
 
 INT8: dict[str, OptionValue] = {**FLOAT32, "kv_cache": "int8"}
@@ -133,15 +132,12 @@ def test_scales_leave_room_and_are_the_same_again(tmp_path: Path) -> None:
     model = open_variant(tmp_path / "model", "qwen2")
     first, seen = scales_of(model), dict[str, F32]()
 
-    def tensor(name: str) -> F32:
-        return model.tensor(name)
-
     def note(name: str, inputs: F32) -> None:
         if name.endswith(".v_proj"):
-            seen[name] = inputs @ tensor(name).T + tensor(f"{name}.bias")
+            seen[name] = inputs @ model.tensor(name).T + model.tensor(f"{name}.bias")
 
     companions = read_companions(model.checkpoint, model.decoder.vocab_size)
-    reference.reference_logits_many(model.decoder, tensor, kv_cache.sequences(companions, model.decoder.context), last=1, seen=note)
+    reference.reference_logits_many(model.decoder, model.tensor, kv_cache.sequences(companions, model.decoder.context), last=1, seen=note)
     for i, scales in enumerate(first):
         used = np.abs(seen[f"layers.{i}.v_proj"]).max(axis=0) / scales.values
         assert used.max() <= 127 / MARGIN * 1.0001 and used.min() > 126 / MARGIN
@@ -152,8 +148,7 @@ def test_a_cache_that_clips_does_not_pass_the_gate(tmp_path: Path, monkeypatch: 
     """The weights are as good as ever; what is measured is the artifact."""
     checkpoint = make_checkpoint(tmp_path / "model", "llama3", grid=32)
     wanted = write_target(tmp_path / "test.toml", "onnx", options='kv_cache = "int8"')
-    (tmp_path / "tried").mkdir()
-    skip_unless_runnable(build(tmp_path / "tried", "llama3", options=INT8))
+    skip_below(INT8_CACHE)
     made = edgekit.build(checkpoint, target=wanted, output=tmp_path / "good")
     assert made.fidelity is not None and made.fidelity.verified == "run" and 1e-5 < made.fidelity.parts[0].mean_kl < 0.01
     monkeypatch.setattr(kv_cache, "MARGIN", 0.02)
@@ -207,9 +202,8 @@ def test_a_cache_of_another_type_is_an_error(tmp_path: Path) -> None:
 def test_nothing_of_a_chat_is_clipped(tmp_path: Path) -> None:
     """Which begins with tokens that no text has, where a text begins."""
     wanted = write_target(tmp_path / "test.toml", "onnx", options='kv_cache = "int8"')
+    skip_below(INT8_CACHE)
     made = edgekit.build("tiny-phi", target=wanted, output=tmp_path / "a", verify=False)
-    if release(onnxruntime.__version__) < release(made.engine.requires["onnxruntime"]):
-        pytest.skip(f"needs onnxruntime {made.engine.requires['onnxruntime']}")
     with edgekit.load(tmp_path / "a") as runtime:
         session = runtime.session
         assert isinstance(session, OnnxSession)

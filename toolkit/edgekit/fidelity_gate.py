@@ -13,7 +13,6 @@ import numpy as np
 
 from edgekit.artifact import Artifact, FidelityInfo, FidelityPart
 from edgekit.companions import Companions
-from edgekit.divergence import F32
 from edgekit.engines.exported import Lossy
 from edgekit.errors import FidelityError
 from edgekit.fidelity import Fidelity, default_text, measure, score, source_digests, unquantized
@@ -21,7 +20,7 @@ from edgekit.fidelity_report import html
 from edgekit.models import Model
 from edgekit.progress import Progress
 from edgekit.quant.scheme import QuantScheme
-from edgekit.quantized import Quantizer, dequantized, matrices
+from edgekit.quantized import Quantizer, dequantizer
 from edgekit.reference import VERSION
 from edgekit.reference_cache import Weighted, logits
 from edgekit.tensor_errors import tensor_errors
@@ -133,17 +132,12 @@ def measure_weights(made: Quantized, companions: Companions, text: str, progress
     decoder, quantizer = made.original.decoder, made.quantizer
     cut = windows(companions.tokenizer.encode(text), companions.tokens.opening, decoder.context, decoder.rope.switch, QUICK)
     wanted = [(w.given, w.scored) for w in cut]
-    stored = {m.weight: m for m in matrices(made.model, made.scheme)}
-
-    def tensor(name: str) -> F32:
-        return dequantized(made.model, stored[name], quantizer) if name in stored else made.model.tensor(name)
-
     model = made.original.checkpoint.source.name
     broken = FidelityError(f"{made.scheme.name} weights of {model} give logits that are not finite; {ADVICE}")
     identity = [f"{name}:{digest}" for name, digest in made.weights.items()]
     sources = source_digests(made.original, quantizer.cache, progress, quantizer.threads)
     reference = logits(unquantized(made.original, sources), wanted, quantizer.cache, progress, "fidelity: the model itself")
-    quantized = Weighted(made.model.decoder, tensor, model, identity, broken)
+    quantized = Weighted(made.model.decoder, dequantizer(made.model, made.scheme, quantizer), model, identity, broken)
     found = logits(quantized, wanted, quantizer.cache, progress, "fidelity: as quantized")
     return score(cut, reference, found, companions.tokenizer, text, same_source=True, greedy={})
 

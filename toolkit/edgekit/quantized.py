@@ -131,6 +131,12 @@ def block(model: Model, m: Wanted, start: int, stop: int, quantizer: Quantizer) 
     return found
 
 
+def dequantizer(model: Model, scheme: QuantScheme, quantizer: Quantizer) -> Callable[[str], NDArray[np.float32]]:
+    """Gives any weight of the quantized model by its canonical name: matrices dequantized, all else as it is."""
+    stored = {m.weight: m for m in matrices(model, scheme)}
+    return lambda name: dequantized(model, stored[name], quantizer) if name in stored else model.tensor(name)
+
+
 def dequantized(model: Model, m: Matrix, quantizer: Quantizer) -> NDArray[np.float32]:
     """A whole quantized weight as float32 [N, K]; a thread dequantizes a block of rows at a time."""
     whole = np.empty(m.shape, np.float32)

@@ -53,14 +53,19 @@ def reference_logits_many(
         _check_tokens(decoder, tokens)
     if not sequences:
         return []
-    starts = np.cumsum([0, *(len(tokens) for tokens in sequences)])
-    spans = [slice(int(a), int(b)) for a, b in pairwise(starts)]
-    hidden = tensor("embed_tokens")[np.concatenate([np.asarray(tokens, dtype=np.int64) for tokens in sequences])]
+    hidden, spans = embedded(tensor, sequences)
     for i in range(decoder.layers):
         apply_layer(decoder, tensor, i, hidden, spans, seen)
     kept = [hidden[span][-last:] if last is not None else hidden[span] for span in spans]
     logits = head(decoder, tensor, np.concatenate(kept))
     return np.split(logits, np.cumsum([len(k) for k in kept])[:-1])
+
+
+def embedded(tensor: Callable[[str], Array], sequences: Sequence[Sequence[int]]) -> tuple[Array, list[slice]]:
+    """What the first layer is given, [sum of T, D], and the rows of each sequence in it."""
+    starts = np.cumsum([0, *map(len, sequences)])
+    hidden = tensor("embed_tokens")[np.concatenate([np.asarray(tokens, dtype=np.int64) for tokens in sequences])]
+    return hidden, [slice(int(a), int(b)) for a, b in pairwise(starts)]
 
 
 def apply_layer(

@@ -7,10 +7,8 @@ they leave in its outputs, on the same inputs: a small error's divergence grows 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
-from numpy.typing import NDArray
 
 from edgekit.divergence import compare
 from edgekit.models import Model
@@ -19,7 +17,7 @@ from edgekit.progress import Progress
 from edgekit.quant import dequantize, quantize
 from edgekit.quant.rtn import F32
 from edgekit.quant.scheme import Format
-from edgekit.reference import apply_layer, head
+from edgekit.reference import apply_layer, embedded, head
 
 VERSION = 2
 """Of what is measured: raised by whoever changes it, or kept figures would be taken for new."""
@@ -48,18 +46,16 @@ def sensitivities(
     sequences: of tokens; all positions count. Raises CheckpointError.
     """
     decoder = model.decoder
-    starts = np.cumsum([0, *map(len, sequences)])
-    tokens = np.concatenate([np.asarray(s, np.int64) for s in sequences])
-    hidden: F32 = model.tensor("embed_tokens")[tokens]
+    hidden, spans = embedded(model.tensor, sequences)
     copies: list[F32] = []
     ratios: list[list[float]] = []
     for i in range(decoder.layers):
         mine = [unit for unit in every if unit.weights[0].startswith(f"layers.{i}.")]
         weights = {name: model.tensor(name) for name in decoder.weight_shapes() if name.startswith(f"layers.{i}.")}
-        forked, found = _forked(decoder, weights, i, mine, forms, hidden, _spans(starts, 1))
+        forked, found = _forked(decoder, weights, i, mine, forms, hidden, spans)
         ratios += found
         joined = np.concatenate([hidden, *copies])
-        apply_layer(decoder, weights.__getitem__, i, joined, _spans(starts, 1 + len(copies)))
+        apply_layer(decoder, weights.__getitem__, i, joined, _repeated(spans, 1 + len(copies)))
         hidden, *copies = np.split(joined, 1 + len(copies))
         copies += forked
         progress("sensitivity", i + 1, decoder.layers + 1)
@@ -69,16 +65,17 @@ def sensitivities(
     reference = head(decoder, last.__getitem__, hidden)
 
     def divergence(found: F32) -> float:
-        return float(compare(reference, found, tokens.tolist()).kl.mean())
+        return float(compare(reference, found, [token for tokens in sequences for token in tokens]).kl.mean())
 
     kl = [divergence(head(decoder, last.__getitem__, copy)) for copy in copies]
     progress("sensitivity", decoder.layers + 1, decoder.layers + 1)
     return [[k * ratio for ratio in r] for k, r in zip(kl, ratios, strict=True)]
 
 
-def _spans(starts: NDArray[np.int64], copies: int) -> list[slice]:
-    total = int(starts[-1])
-    return [slice(int(a) + c * total, int(b) + c * total) for c in range(copies) for a, b in pairwise(starts)]
+def _repeated(spans: Sequence[slice], copies: int) -> list[slice]:
+    """The rows of each sequence in so many copies, one after the other."""
+    total = spans[-1].stop
+    return [slice(span.start + c * total, span.stop + c * total) for c in range(copies) for span in spans]
 
 
 def _forked(

@@ -56,9 +56,10 @@ def footprint(model: Model, scheme: QuantScheme, target: Target) -> Footprint:
     options = onnx_options(target)
     cache = 2 * options.cached.itemsize * decoder.layers * decoder.kv_heads * decoder.head_dim
     size = len(serialize(graph)) + CONFIG
-    lossy = Lossy("its INT8 KV cache", requires(options, windowed=False), "leave kv_cache out of the target's [options]")
-    takes = running(data, decoder, options)
-    return Footprint(data.size, cache, graph=size, running=takes, lossy=lossy if options.kv_cache == "int8" else None)
+    lossy = None
+    if options.kv_cache == "int8":
+        lossy = Lossy("its INT8 KV cache", {"onnxruntime": INT8_CACHE}, "leave kv_cache out of the target's [options]")
+    return Footprint(data.size, cache, graph=size, running=running(data, decoder, options), lossy=lossy)
 
 
 def export(

@@ -18,8 +18,8 @@ from edgekit.models import Model
 from edgekit.models.decoder import DecoderConfig
 from edgekit.progress import Progress
 from edgekit.quant.scheme import QuantScheme
-from edgekit.quantized import Quantizer, dequantized, matrices
-from edgekit.reference import apply_layer
+from edgekit.quantized import Quantizer, dequantizer
+from edgekit.reference import apply_layer, embedded
 
 F32 = NDArray[np.float32]
 SEQUENCES, LENGTH = 8, 128
@@ -43,11 +43,8 @@ def fit_scales(model: Model, scheme: QuantScheme, companions: Companions, quanti
 
     Raises CheckpointError for weights whose keys or values are not finite, and from reading them.
     """
-    decoder, stored = model.decoder, {m.weight: m for m in matrices(model, scheme)}
+    decoder, tensor = model.decoder, dequantizer(model, scheme, quantizer)
     greatest: dict[str, F32] = {}
-
-    def tensor(name: str) -> F32:
-        return dequantized(model, stored[name], quantizer) if name in stored else model.tensor(name)
 
     def note(name: str, inputs: F32) -> None:
         layer, _, part = name.rpartition(".")
@@ -62,11 +59,9 @@ def fit_scales(model: Model, scheme: QuantScheme, companions: Companions, quanti
         if part == "v_proj":
             progress("calibrate the KV cache", int(layer.removeprefix("layers.")) + 1, decoder.layers)
 
-    cut = sequences(companions, decoder.context)
-    ends = np.cumsum([len(tokens) for tokens in cut])
-    hidden = tensor("embed_tokens")[np.concatenate(cut)]
+    hidden, spans = embedded(tensor, sequences(companions, decoder.context))
     for i in range(decoder.layers):
-        apply_layer(decoder, tensor, i, hidden, [slice(end - len(tokens), end) for end, tokens in zip(ends, cut, strict=True)], note)
+        apply_layer(decoder, tensor, i, hidden, spans, note)
     return [Scales(*(steps(greatest[f"layers.{i}.{part}"]) for part in ("k_proj", "v_proj"))) for i in range(decoder.layers)]
 
 

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
+import numpy as np
+
 from edgekit.artifact import Manifest
 from edgekit.engines.observing import Operation
 from edgekit.engines.onnx.providers import provider
@@ -22,7 +24,7 @@ def host_memory(manifest: Manifest) -> bool:
 
 def cache_bytes(manifest: Manifest) -> int:
     """See ``Observer``."""
-    return {"float32": 4, "float16": 2, "int8": 1}[str(manifest.engine.details["kv_dtype"])]
+    return np.dtype(str(manifest.engine.details["kv_dtype"])).itemsize
 
 
 def device_memory() -> tuple[int, str] | None:

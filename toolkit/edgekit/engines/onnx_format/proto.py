@@ -32,11 +32,7 @@ class DataType(IntEnum):
 
     @property
     def numpy(self) -> np.dtype[np.generic]:
-        return np.dtype(
-            {"FLOAT": "<f4", "UINT8": "u1", "INT8": "i1", "UINT16": "<u2", "INT32": "<i4", "INT64": "<i8", "BOOL": "?", "FLOAT16": "<f2"}[
-                self.name
-            ]
-        )
+        return np.dtype(NUMPY[self.name])
 
     @property
     def itemsize(self) -> int:
