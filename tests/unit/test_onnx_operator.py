@@ -88,7 +88,7 @@ def test_exact_where_the_inputs_are_int8(bits: int, group: int, k: int, zeros: b
     """Whole numbers that float32 holds exactly, of one and of many rows: equal, with ==."""
     product = Product(9, k, bits, group, zeros=zeros, bias=k % 3 == 0, whole=True)
     session = opened(product.model())
-    for m in (1, 2, 31, 32, 33, 70):
+    for m in (1, 2, 5, 6, 7, 8, 13, 95, 96, 97, 200):
         x = whole_inputs(m, k, group)
         wanted = x.astype(np.float64) @ product.weights().T + (0 if product.bias is None else product.bias)
         assert np.abs(wanted).max() < 1 << 24
@@ -112,7 +112,7 @@ def test_the_same_whatever_else_is_computed(bits: int, group: int) -> None:
     one, two = opened(product.model()), opened(product.model(), threads=2)
     together = run(one, x)
     np.testing.assert_array_equal(run(two, x), together)
-    for m in (0, 31, 32, 66):
+    for m in (0, 5, 6, 60, 66):
         np.testing.assert_array_equal(run(one, x[m : m + 1])[0], together[m])
     np.testing.assert_array_equal(run(one, x[:5]), together[:5])
 

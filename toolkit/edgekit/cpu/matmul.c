@@ -1,16 +1,17 @@
 /* Products with INT4 and INT8 weights for x86-64 processors that have AVX2 and no VNNI, where engines' own kernels leave a third of the
    memory's bandwidth unused. Figures: bench/matmul.py, docs/performance.md.
 
-   Inputs become int8 in the groups of the weights (scale = largest / 127), so a product is a sum of integers for each group, exact, times
-   two scales; the zero points come in once a row, as scale * zero * (sum of the group's inputs). Weights are read where they lie, in file
-   order: nothing is laid out anew when a model is loaded. Nibbles come in pairs, so of 64 inputs the even ones come first, then the odd ones.
+   Inputs become int8 in the groups of the weights (scale = largest / 127), so a group's part of a product is a sum of integers, less zero
+   point times the sum of the group's inputs, times two scales. What is summed in a group is exact, and groups are summed in order: so a
+   product is the same bit for bit, whether its row of inputs comes alone or among others. Weights are read where they lie, in file order:
+   nothing is laid out anew when a model is loaded. Nibbles come in pairs, so of 64 inputs the even ones come first, then the odd ones.
 
-   No sum can overflow: 4 bits: 15 * 127 * 2 from one maddubs, four of which are added in a group of 128: 15,240 < 2**15. 8 bits: codes are
-   taken less 128, |code| * |input| <= 128 * 127, two of which are 32,512 < 2**15. */
+   No sum can overflow. 4 bits: 15 * 127 * 2 from one maddubs, eight of which are 30,480 < 2**15. 8 bits: codes are taken less 128,
+   |code| * |input| <= 128 * 127, two of which are 32,512 < 2**15. A group's sum less zero points is below 2**23, so a float holds it. */
 
 #include "matmul.h"
 
-const int edgekit_matmul_version = 1; /* of the interface, operator.py's VERSION */
+const int edgekit_matmul_version = 2; /* of the interface, operator.py's VERSION */
 
 #if defined(__x86_64__) && defined(__GNUC__)
 #include <cpuid.h>
@@ -22,10 +23,15 @@ const int edgekit_matmul_version = 1; /* of the interface, operator.py's VERSION
 #define INLINE static inline __attribute__((always_inline)) AVX2
 
 enum {
-  CHUNK = 64,  /* codes that are read at once */
-  TILE = 32,   /* rows of inputs that share unpacked weights; of K = 8192 they fit a level 2 cache */
-  STREAMS = 4, /* places where weights are read for a single row of inputs: 34 GB/s where one gives 28 and a plain sum 32 */
-  AHEAD = 1024 /* bytes that are asked for ahead, without which a quarter of the bandwidth goes unused with one stream */
+  CHUNK = 64,   /* codes that are read at once */
+  BLOCK = 32,   /* codes summed in 16 bits */
+  QUADS = 8,    /* of a block: four inputs side by side, which one 32-bit lane multiplies and sums */
+  TALL = 6,     /* rows of inputs multiplied at once: with two vectors of rows of weights, 12 of the 16 registers are sums */
+  WIDE = EDGEKIT_COLUMNS,
+  BAND = 96,    /* rows of inputs that share weights laid out anew */
+  DEPTH = 512,  /* codes of a row that are laid out at a time: with WIDE rows 8 KB, which stay in a level 1 cache */
+  STREAMS = 4,  /* places where weights are read for a single row of inputs: 34 GB/s where one gives 28 and a plain sum 32 */
+  AHEAD = 1024  /* bytes that are asked for ahead, without which a quarter of the bandwidth goes unused with one stream */
 };
 
 int edgekit_matmul_runs(void) { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
@@ -49,24 +55,20 @@ size_t edgekit_codes_size(const edgekit_weights_t *w) { return (size_t) (w->n * 
 size_t edgekit_zeros_size(const edgekit_weights_t *w) { return (size_t) (w->n * ((groups_of(w) * w->bits + 7) / 8)); }
 size_t edgekit_scales_size(const edgekit_weights_t *w) { return (size_t) (w->n * groups_of(w)) * sizeof(float); }
 
-/* Groups of a row of inputs are filled up with zeros to eights, the floats of a vector. */
-static int64_t eights(int64_t groups) { return (groups + 7) / 8 * 8; }
+/* Rows of inputs that lie together, of m: as many as are multiplied at once, and about as many in the last. */
+static int64_t tall(int64_t m) {
+  int64_t tiles = (m + TALL - 1) / TALL;
+  return tiles ? (m + tiles - 1) / tiles : TALL;
+}
 
 size_t edgekit_inputs_size(int64_t m, const edgekit_weights_t *w) {
-  return (size_t) (m * (units_of(w) * unit_size(w->group) + 2 * eights(groups_of(w)) * (int64_t) sizeof(float))) + 64;
+  return (size_t) (m * units_of(w) * (unit_size(w->group) + 2 * unit_groups(w->group) * (int64_t) sizeof(float))) + 64;
 }
 
 edgekit_inputs_t edgekit_inputs(void *memory, int64_t m, const edgekit_weights_t *w) {
   int8_t *codes = (int8_t *) (((uintptr_t) memory + 63) & ~(uintptr_t) 63);
-  int64_t groups = eights(groups_of(w));
   float *scales = (float *) (codes + m * units_of(w) * unit_size(w->group));
-  return (edgekit_inputs_t){codes, scales, scales + m * groups, m, groups};
-}
-
-INLINE float total(__m256 v) {
-  __m128 h = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
-  h = _mm_add_ps(h, _mm_movehl_ps(h, h));
-  return _mm_cvtss_f32(_mm_add_ss(h, _mm_movehdup_ps(h)));
+  return (edgekit_inputs_t){codes, scales, scales + m * units_of(w) * unit_groups(w->group), m};
 }
 
 /* 32 int8 of four times 8 floats, to the nearest, halves to even, in order; their sums are added to sum. */
@@ -80,8 +82,8 @@ INLINE __m256i rounded(const float *x, __m256 inverse, __m256i *sum) {
   return _mm256_permutevar8x32_epi32(bytes, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
 }
 
-/* One group of x, filled up, at this place of its unit. */
-INLINE void quantize_group(const float *x, int bits, int group, int8_t *unit, int64_t place, float *scale, float *sum) {
+/* One group of x, filled up, at this place of its unit; count: the sum of its codes. */
+INLINE void quantize_group(const float *x, int bits, int group, int8_t *unit, int64_t place, float *scale, float *count) {
   const __m256 magnitude = _mm256_castsi256_ps(_mm256_set1_epi32(0x7FFFFFFF));
   __m256 top = _mm256_setzero_ps(), odd = top;
   for (int i = 0; i < group; i += 8) {
@@ -92,11 +94,11 @@ INLINE void quantize_group(const float *x, int bits, int group, int8_t *unit, in
   __m128 h = _mm_max_ps(_mm256_castps256_ps128(top), _mm256_extractf128_ps(top, 1));
   h = _mm_max_ps(h, _mm_movehl_ps(h, h));
   float largest = _mm_cvtss_f32(_mm_max_ss(h, _mm_movehdup_ps(h)));
-  /* Where an input is no number, so is every product. */
-  *scale = _mm256_movemask_ps(odd) ? NAN : largest / 127;
-  __m256i count = _mm256_setzero_si256();
+  /* Where an input is no finite number, no product is one. */
+  *scale = _mm256_movemask_ps(odd) || !isfinite(largest) ? NAN : largest / 127;
+  __m256i sum = _mm256_setzero_si256();
   for (int i = 0; i < group; i += 32) {
-    __m256i q = rounded(x + i, _mm256_set1_ps(largest > 0 ? 127 / largest : 0), &count);
+    __m256i q = rounded(x + i, _mm256_set1_ps(largest > 0 ? 127 / largest : 0), &sum);
     int8_t *to = unit + (place + i) / CHUNK * CHUNK;
     int64_t within = (place + i) % CHUNK;
     if (bits == 8) {
@@ -109,151 +111,118 @@ INLINE void quantize_group(const float *x, int bits, int group, int8_t *unit, in
     _mm_store_si128((__m128i *) (to + within / 2), _mm256_castsi256_si128(q));
     _mm_store_si128((__m128i *) (to + within / 2 + 32), _mm256_extracti128_si256(q, 1));
   }
-  __m128i four = _mm_add_epi32(_mm256_castsi256_si128(count), _mm256_extracti128_si256(count, 1));
+  __m128i four = _mm_add_epi32(_mm256_castsi256_si128(sum), _mm256_extracti128_si256(sum, 1));
   four = _mm_add_epi32(four, _mm_shuffle_epi32(four, 0x4E));
-  *sum = *scale * (float) _mm_cvtsi128_si32(_mm_add_epi32(four, _mm_shuffle_epi32(four, 0xB1)));
+  *count = (float) _mm_cvtsi128_si32(_mm_add_epi32(four, _mm_shuffle_epi32(four, 0xB1)));
 }
 
 AVX2 void edgekit_quantize_inputs(const float *x, const edgekit_weights_t *w, const edgekit_inputs_t *a, int64_t first, int64_t last) {
-  int64_t groups = groups_of(w), units = units_of(w), size = unit_size(w->group), taken = unit_groups(w->group);
+  int64_t groups = groups_of(w), units = units_of(w), size = unit_size(w->group), taken = unit_groups(w->group), most = tall(a->m);
   for (int64_t m = first; m < last; m++) {
-    int64_t top = m / TILE * TILE, height = a->m - top < TILE ? a->m - top : TILE;
-    int8_t *codes = a->codes + (top * units + m - top) * size;
-    float *scales = a->scales + top * a->groups + (m - top) * taken, *sums = a->sums + m * a->groups;
-    memset(sums, 0, sizeof(float) * (size_t) a->groups);
-    memset(codes + (units - 1) * height * size, 0, (size_t) size);
+    int64_t top = m / most * most, height = a->m - top < most ? a->m - top : most, from = top * units + m - top;
+    memset(a->codes + (from + (units - 1) * height) * size, 0, (size_t) size);
     for (int64_t g = 0; g < groups; g++) {
-      const float *from = x + m * w->k + g * w->group;
+      const float *at = x + m * w->k + g * w->group;
       float filled[128];
       if ((g + 1) * w->group > w->k) {
         memset(filled, 0, sizeof filled);
-        from = memcpy(filled, from, sizeof(float) * (size_t) (w->k - g * w->group));
+        at = memcpy(filled, at, sizeof(float) * (size_t) (w->k - g * w->group));
       }
-      int64_t unit = g / taken * height, place = g % taken;
-      quantize_group(from, w->bits, w->group, codes + unit * size, place * w->group, scales + unit * taken + place, sums + g);
+      int64_t unit = from + g / taken * height, place = g % taken, group = unit * taken + place;
+      quantize_group(at, w->bits, w->group, a->codes + unit * size, place * w->group, a->scales + group, a->counts + group);
     }
   }
 }
 
-/* A chunk of codes; the second half is left out where a row ends with a single group of 32. 4 bits: the even codes, and the odd ones. 8
-   bits: the first 32 and the last 32, less 128. */
-typedef struct {
-  __m256i first, second;
-} chunk_t;
+INLINE __m256i load(const void *at) { return _mm256_loadu_si256((const __m256i *) at); }
 
-INLINE chunk_t load_chunk(const uint8_t *at, int bits, int whole) {
-  if (bits == 8) {
-    const __m256i middle = _mm256_set1_epi8((char) 128);
-    __m256i second = whole ? _mm256_loadu_si256((const __m256i *) (at + 32)) : middle;
-    return (chunk_t){_mm256_xor_si256(_mm256_loadu_si256((const __m256i *) at), middle), _mm256_xor_si256(second, middle)};
-  }
-  const __m256i low = _mm256_set1_epi8(15);
-  __m256i both = whole ? _mm256_loadu_si256((const __m256i *) at) : _mm256_zextsi128_si256(_mm_loadu_si128((const __m128i *) at));
-  return (chunk_t){_mm256_and_si256(both, low), _mm256_and_si256(_mm256_srli_epi16(both, 4), low)};
+/* The sums of four products each, of codes and inputs. 8 bits: codes less 128. */
+INLINE __m256i quads(__m256i w, __m256i x, int bits) {
+  return bits == 4 ? _mm256_maddubs_epi16(w, x) : _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w));
 }
 
-INLINE __m256i load_codes(const int8_t *at) { return _mm256_load_si256((const __m256i *) at); }
+INLINE __m256i widened(__m256i sums) { return _mm256_madd_epi16(sums, _mm256_set1_epi16(1)); }
 
-INLINE __m256i signed_sums(__m256i w, __m256i x) {
-  return _mm256_madd_epi16(_mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w)), _mm256_set1_epi16(1));
+/* Zero points of 8 groups (4 bits) or 4 (8 bits) of row n, the first lowest. */
+INLINE uint32_t zeros_of(const edgekit_weights_t *w, int64_t n, int64_t g, int bits) {
+  uint32_t word = bits == 4 ? 0x88888888 : 0x80808080;
+  int64_t row = (groups_of(w) * bits + 7) / 8, at = g * bits / 8;
+  if (!w->zeros) return word;
+  if (row - at >= 4) memcpy(&word, w->zeros + n * row + at, 4);
+  else
+    for (int64_t i = at; i < row; i++) ((uint8_t *) &word)[i - at] = w->zeros[n * row + i];
+  return word;
 }
 
-typedef struct {
-  chunk_t chunk[2];
-} unit_t;
+/* A single row of inputs. ------------------------------------------------------------------------------------------------------------ */
 
-INLINE unit_t load_unit(const uint8_t *at, int bits, int group, int whole) {
-  unit_t u;
-  for (int i = 0; i < unit_size(group) / CHUNK; i++) u.chunk[i] = load_chunk(at + CHUNK * bits / 8 * i, bits, whole);
-  return u;
-}
-
-/* The products of a unit, summed up to eight int32; of two groups the first has the lower four. */
-INLINE __m256i unit_sums(const unit_t *u, const int8_t *x, int bits, int group) {
+/* The products of a unit, summed up to eight int32; of two groups the first has the lower four. whole: the unit has all its codes in the
+   file, which the last one has not where a row ends with a single group of 32. */
+INLINE __m256i unit_sums(const uint8_t *at, const int8_t *x, int bits, int group, int whole) {
+  const __m256i low = _mm256_set1_epi8(15), middle = _mm256_set1_epi8((char) 128);
   __m256i sums = _mm256_setzero_si256();
-  for (int i = 0; i < unit_size(group) / CHUNK; i++) {
-    __m256i first = load_codes(x + i * CHUNK), second = load_codes(x + i * CHUNK + 32);
-    chunk_t c = u->chunk[i];
+  for (int i = 0; i < unit_size(group); i += CHUNK, at += CHUNK * bits / 8, x += CHUNK) {
     if (bits == 4) {
-      sums = _mm256_add_epi16(sums, _mm256_add_epi16(_mm256_maddubs_epi16(c.first, first), _mm256_maddubs_epi16(c.second, second)));
-    } else {
-      first = signed_sums(c.first, first), second = signed_sums(c.second, second);
-      if (group == 32) {
-        __m256i low = _mm256_permute2x128_si256(first, second, 0x20), high = _mm256_permute2x128_si256(first, second, 0x31);
-        return _mm256_add_epi32(low, high);
-      }
-      sums = _mm256_add_epi32(sums, _mm256_add_epi32(first, second));
+      __m256i both = whole ? load(at) : _mm256_zextsi128_si256(_mm_loadu_si128((const __m128i *) at));
+      __m256i even = quads(_mm256_and_si256(both, low), load(x), 4);
+      __m256i odd = quads(_mm256_and_si256(_mm256_srli_epi16(both, 4), low), load(x + 32), 4);
+      sums = _mm256_add_epi16(sums, _mm256_add_epi16(even, odd));
+      continue;
     }
-  }
-  return bits == 4 ? _mm256_madd_epi16(sums, _mm256_set1_epi16(1)) : sums;
-}
-
-/* The scale of each lane of a unit's sums. */
-INLINE __m256 lane_scales(const float *at, int group, int whole) {
-  if (group > 32) return _mm256_broadcast_ss(at);
-  __m128 two = whole ? _mm_castpd_ps(_mm_load_sd((const double *) at)) : _mm_load_ss(at);
-  return _mm256_permutevar8x32_ps(_mm256_castps128_ps256(two), _mm256_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1));
-}
-
-/* scale * zero of every group of row n; 8 bits: of zero - 128. to: eights of groups, the rest of them zeros already. */
-INLINE void offsets(const edgekit_weights_t *w, int64_t n, int bits, float *to) {
-  int64_t groups = groups_of(w), g = 0;
-  const float *scales = w->scales + n * groups;
-  const uint8_t *zeros = w->zeros ? w->zeros + n * ((groups * bits + 7) / 8) : NULL;
-  for (; zeros && g + 8 <= groups; g += 8) {
-    __m256i z;
-    if (bits == 8) {
-      z = _mm256_sub_epi32(_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *) (zeros + g))), _mm256_set1_epi32(128));
-    } else {
-      int32_t nibbles;
-      memcpy(&nibbles, zeros + g / 2, 4);
-      z = _mm256_srlv_epi32(_mm256_set1_epi32(nibbles), _mm256_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28));
-      z = _mm256_and_si256(z, _mm256_set1_epi32(15));
+    __m256i first = widened(quads(_mm256_xor_si256(load(at), middle), load(x), 8));
+    __m256i second = whole ? widened(quads(_mm256_xor_si256(load(at + 32), middle), load(x + 32), 8)) : _mm256_setzero_si256();
+    if (group == 32) {
+      __m256i lower = _mm256_permute2x128_si256(first, second, 0x20), upper = _mm256_permute2x128_si256(first, second, 0x31);
+      return _mm256_add_epi32(lower, upper);
     }
-    _mm256_storeu_ps(to + g, _mm256_mul_ps(_mm256_cvtepi32_ps(z), _mm256_loadu_ps(scales + g)));
+    sums = _mm256_add_epi32(sums, _mm256_add_epi32(first, second));
   }
-  for (; g < groups; g++) {
-    int z = bits == 8 ? (zeros ? zeros[g] - 128 : 0) : zeros ? zeros[g / 2] >> 4 * (g & 1) & 15 : 8;
-    to[g] = (float) z * scales[g];
-  }
+  return bits == 4 ? widened(sums) : sums;
 }
 
-/* What the zero points take away from one product, and the bias. */
-INLINE float finish(__m256 sum, const float *offset, const float *sums, int64_t groups, const float *bias) {
-  for (int64_t g = 0; g < groups; g += 8) sum = _mm256_fnmadd_ps(_mm256_loadu_ps(offset + g), _mm256_loadu_ps(sums + g), sum);
-  return total(sum) + (bias ? *bias : 0);
+/* One group of four rows of weights: (sums - zeros * count) * scales, added to y. The next group's zero points come lowest then. */
+INLINE __m128 grouped(__m128i sums, const float *scales, int64_t apart, __m128i *zeros, float scale, float count, int bits, __m128 y) {
+  __m128i zero = _mm_and_si128(*zeros, _mm_set1_epi32((1 << bits) - 1));
+  if (bits == 8) zero = _mm_sub_epi32(zero, _mm_set1_epi32(128));
+  *zeros = _mm_srli_epi32(*zeros, bits);
+  __m128 found = _mm_fnmadd_ps(_mm_cvtepi32_ps(zero), _mm_set1_ps(count), _mm_cvtepi32_ps(sums));
+  __m128 by = _mm_setr_ps(scales[0], scales[apart], scales[2 * apart], scales[3 * apart]);
+  return _mm_fmadd_ps(found, _mm_mul_ps(by, _mm_set1_ps(scale)), y);
 }
 
-/* One row of inputs with rows n, n + apart, ... of weights, so many side by side. */
+/* Rows n, n + apart, ... of weights, so many side by side, at most four. */
 INLINE void beside(const edgekit_weights_t *w, const edgekit_inputs_t *a, const float *bias, float *y, int64_t n, int64_t apart, int rows,
                    int bits, int group) {
   const int64_t size = unit_size(group), step = size * bits / 8, taken = unit_groups(group), groups = groups_of(w);
-  const int64_t row = groups * group * bits / 8;
+  const int64_t row = groups * group * bits / 8, next = rows > 1 ? apart : 0;
   const uint8_t *codes = w->codes + n * row;
   const float *scales = w->scales + n * groups;
   const int8_t *x = a->codes;
-  __m256 sum[STREAMS];
-  for (int r = 0; r < rows; r++) sum[r] = _mm256_setzero_ps();
+  __m128i zeros = _mm_setzero_si128();
+  __m128 sum = _mm_setzero_ps();
   for (int64_t g = 0; g < groups; g += taken, codes += step, x += size) {
+    if (g % (32 / bits) == 0)
+      zeros = _mm_setr_epi32((int) zeros_of(w, n, g, bits), (int) zeros_of(w, n + next, g, bits), (int) zeros_of(w, n + 2 * next, g, bits),
+                             (int) zeros_of(w, n + 3 * next, g, bits));
     int whole = g + taken <= groups;
-    __m256 input = lane_scales(a->scales + g, group, whole);
-    for (int r = 0; r < rows; r++) {
-      const uint8_t *at = codes + r * apart * row;
+    __m256i four[STREAMS];
+    for (int r = 0; r < STREAMS; r++) {
+      const uint8_t *at = codes + r * next * row;
       for (int i = 0; i < step; i += 64) _mm_prefetch((const char *) at + AHEAD + i, _MM_HINT_T0);
-      unit_t u = whole ? load_unit(at, bits, group, 1) : load_unit(at, bits, group, 0);
-      __m256 scale = _mm256_mul_ps(lane_scales(scales + r * apart * groups + g, group, whole), input);
-      sum[r] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(unit_sums(&u, x, bits, group)), scale, sum[r]);
+      four[r] = whole ? unit_sums(at, x, bits, group, 1) : unit_sums(at, x, bits, group, 0);
     }
+    __m256i sums = _mm256_hadd_epi32(_mm256_hadd_epi32(four[0], four[1]), _mm256_hadd_epi32(four[2], four[3]));
+    __m128i lower = _mm256_castsi256_si128(sums), upper = _mm256_extracti128_si256(sums, 1);
+    if (taken == 1) lower = _mm_add_epi32(lower, upper);
+    sum = grouped(lower, scales + g, next * groups, &zeros, a->scales[g], a->counts[g], bits, sum);
+    if (taken == 2 && whole) sum = grouped(upper, scales + g + 1, next * groups, &zeros, a->scales[g + 1], a->counts[g + 1], bits, sum);
   }
-  float offset[a->groups];
-  memset(offset, 0, sizeof offset);
-  for (int r = 0; r < rows; r++, n += apart) {
-    offsets(w, n, bits, offset);
-    y[n] = finish(sum[r], offset, a->sums, a->groups, bias ? bias + n : NULL);
-  }
+  float found[STREAMS];
+  _mm_storeu_ps(found, sum);
+  for (int r = 0; r < rows; r++) y[n + r * apart] = found[r] + (bias ? bias[n + r * apart] : 0);
 }
 
-/* One row of inputs, limited by reading the weights: from several places at once, which memory delivers faster. */
+/* Limited by reading the weights: from several places at once, which memory delivers faster. */
 INLINE void one_row(const edgekit_weights_t *w, const edgekit_inputs_t *a, const float *bias, float *y, int64_t first, int64_t last,
                     int bits, int group) {
   int64_t apart = (last - first) / STREAMS, n = first;
@@ -261,58 +230,218 @@ INLINE void one_row(const edgekit_weights_t *w, const edgekit_inputs_t *a, const
   for (n = first + STREAMS * apart; n < last; n++) beside(w, a, bias, y, n, 0, 1, bits, group);
 }
 
-/* Rows top to top + height - 1 of inputs, at most TILE, with one or two rows of weights, which are unpacked once for all of them. */
-INLINE void tile(const edgekit_weights_t *w, const edgekit_inputs_t *a, const float *bias, float *y, int64_t n, int rows, int64_t top,
-                 int64_t height, int bits, int group) {
-  const int64_t size = unit_size(group), step = size * bits / 8, taken = unit_groups(group), groups = groups_of(w),
-                row = groups * group * bits / 8;
-  const int8_t *x = a->codes + top * units_of(w) * size;
-  const float *by = a->scales + top * a->groups;
-  __m256 sum[TILE][2];
-  for (int64_t m = 0; m < height; m++) sum[m][0] = sum[m][1] = _mm256_setzero_ps();
-  for (int64_t g = 0; g < groups; g += taken) {
-    int whole = g + taken <= groups;
-    unit_t u[2];
-    __m256 scale[2];
-    for (int r = 0; r < rows; r++) {
-      const uint8_t *codes = w->codes + (n + r) * row + g / taken * step;
-      for (int i = 0; i < step; i += 64) _mm_prefetch((const char *) codes + AHEAD + i, _MM_HINT_T0);
-      u[r] = whole ? load_unit(codes, bits, group, 1) : load_unit(codes, bits, group, 0);
-      scale[r] = lane_scales(w->scales + (n + r) * groups + g, group, whole);
-    }
-    for (int64_t m = 0; m < height; m++, x += size, by += taken) {
-      __m256 input = lane_scales(by, group, whole);
-      for (int r = 0; r < rows; r++) {
-        __m256 found = _mm256_cvtepi32_ps(unit_sums(&u[r], x, bits, group));
-        sum[m][r] = _mm256_fmadd_ps(found, _mm256_mul_ps(scale[r], input), sum[m][r]);
-      }
-    }
+/* Several rows of inputs. ------------------------------------------------------------------------------------------------------------ */
+
+/* WIDE rows of weights, up to DEPTH codes of each: a vector has four codes of each of eight rows. */
+typedef struct {
+  _Alignas(64) __m256i codes[DEPTH / BLOCK][QUADS][WIDE / 8];
+  float scales[DEPTH / 32][WIDE], zeros[DEPTH / 32][WIDE];
+} panel_t;
+
+/* Eight vectors of eight 32-bit values. */
+INLINE void transpose(__m256i v[8]) {
+  __m256i a[8], b[8];
+#pragma GCC unroll 4
+  for (int i = 0; i < 8; i += 2) a[i] = _mm256_unpacklo_epi32(v[i], v[i + 1]), a[i + 1] = _mm256_unpackhi_epi32(v[i], v[i + 1]);
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; i++) {
+    int from = i / 2 * 4 + i % 2, to = i / 2 * 4 + i % 2 * 2;
+    b[to] = _mm256_unpacklo_epi64(a[from], a[from + 2]), b[to + 1] = _mm256_unpackhi_epi64(a[from], a[from + 2]);
   }
-  float offset[a->groups];
-  memset(offset, 0, sizeof offset);
-  for (int r = 0; r < rows; r++) {
-    offsets(w, n + r, bits, offset);
-    for (int64_t m = 0; m < height; m++)
-      y[(top + m) * w->n + n + r] = finish(sum[m][r], offset, a->sums + (top + m) * a->groups, a->groups, bias ? bias + n + r : NULL);
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; i++)
+    v[i] = _mm256_permute2x128_si256(b[i], b[i + 4], 0x20), v[i + 4] = _mm256_permute2x128_si256(b[i], b[i + 4], 0x31);
+}
+
+/* Scales and zero points of groups g to end - 1 of eight rows. */
+INLINE void lay_out_groups(float (*scales)[WIDE], float (*zeros)[WIDE], const edgekit_weights_t *w, const int64_t rows[8], int64_t g,
+                           int64_t end, int bits) {
+  const int64_t groups = groups_of(w);
+  for (int r = 0; r < 8; r++)
+    for (int64_t i = g; i < end; i++) scales[i - g][r] = w->scales[rows[r] * groups + i];
+  for (int64_t at = g; at < end; at += 32 / bits) {
+    uint32_t words[8];
+    for (int r = 0; r < 8; r++) words[r] = zeros_of(w, rows[r], at, bits);
+    __m256i left = load(words);
+    for (int64_t i = at; i < end && i < at + 32 / bits; i++, left = _mm256_srli_epi32(left, bits)) {
+      __m256i zero = _mm256_and_si256(left, _mm256_set1_epi32((1 << bits) - 1));
+      if (bits == 8) zero = _mm256_sub_epi32(zero, _mm256_set1_epi32(128));
+      _mm256_storeu_ps(zeros[i - g], _mm256_cvtepi32_ps(zero));
+    }
   }
 }
 
-INLINE void many_rows(const edgekit_weights_t *w, const edgekit_inputs_t *a, const float *bias, float *y, int64_t first, int64_t last,
-                      int bits, int group) {
-  for (int64_t top = 0; top < a->m; top += TILE) {
-    int64_t height = a->m - top < TILE ? a->m - top : TILE, n = first;
-    for (; n + 2 <= last; n += 2) tile(w, a, bias, y, n, 2, top, height, bits, group);
-    if (n < last) tile(w, a, bias, y, n, 1, top, height, bits, group);
+/* 32 bytes of eight rows; whole: of the second half nothing is in the file otherwise. ahead: where what is read next lies. */
+INLINE void lay_out_codes(__m256i (*to)[QUADS][WIDE / 8], const uint8_t *const rows[8], int64_t at, int64_t ahead, int bits,
+                          int whole) {
+  const __m256i low = _mm256_set1_epi8(15), middle = _mm256_set1_epi8((char) 128);
+  __m256i v[8];
+#pragma GCC unroll 8
+  for (int r = 0; r < 8; r++) {
+    v[r] = whole ? load(rows[r] + at) : _mm256_zextsi128_si256(_mm_loadu_si128((const __m128i *) (rows[r] + at)));
+    if (at % 64 == 0) _mm_prefetch((const char *) rows[r] + at + ahead, _MM_HINT_T0);
   }
+  transpose(v);
+#pragma GCC unroll 8
+  for (int i = 0; i < 8; i++) {
+    if (bits == 8) {
+      to[at / BLOCK][i][0] = _mm256_xor_si256(v[i], middle);
+      continue;
+    }
+    to[at * 2 / BLOCK + i / 4][i % 4][0] = _mm256_and_si256(v[i], low);
+    to[at * 2 / BLOCK + i / 4][i % 4 + 4][0] = _mm256_and_si256(_mm256_srli_epi16(v[i], 4), low);
+  }
+}
+
+/* Rows n to last - 1 of weights, at most WIDE (the last one in place of those that are missing), groups g to end - 1. */
+INLINE void lay_out(panel_t *to, const edgekit_weights_t *w, int64_t n, int64_t last, int64_t g, int64_t end, int bits) {
+  const int64_t row = groups_of(w) * w->group * bits / 8, begin = g * w->group * bits / 8, bytes = (end - g) * w->group * bits / 8;
+  const int64_t ahead = end < groups_of(w) ? bytes : WIDE * row - begin;
+  for (int v = 0; v < WIDE / 8; v++) {
+    int64_t rows[8], at = 0;
+    const uint8_t *from[8];
+    for (int r = 0; r < 8; r++) {
+      rows[r] = n + 8 * v + r < last ? n + 8 * v + r : last - 1;
+      from[r] = w->codes + rows[r] * row + begin;
+    }
+    lay_out_groups((float(*)[WIDE]) &to->scales[0][8 * v], (float(*)[WIDE]) &to->zeros[0][8 * v], w, rows, g, end, bits);
+    __m256i(*codes)[QUADS][WIDE / 8] = (__m256i(*)[QUADS][WIDE / 8]) &to->codes[0][0][v];
+    for (; at + 32 <= bytes; at += 32) lay_out_codes(codes, from, at, ahead, bits, 1);
+    if (at < bytes) lay_out_codes(codes, from, at, ahead, bits, 0);
+  }
+}
+
+AVX2 static void lay_out_4(panel_t *to, const edgekit_weights_t *w, int64_t n, int64_t last, int64_t g, int64_t end) {
+  lay_out(to, w, n, last, g, end, 4);
+}
+
+AVX2 static void lay_out_8(panel_t *to, const edgekit_weights_t *w, int64_t n, int64_t last, int64_t g, int64_t end) {
+  lay_out(to, w, n, last, g, end, 8);
+}
+
+/* Where four inputs of a block lie, from its first on. */
+INLINE int place(int quad, int bits) { return bits == 8 ? 4 * quad : 32 * (quad / 4) + 4 * (quad % 4); }
+
+/* Sums are variables of their own, not arrays: these the compiler keeps in registers. */
+#define EACH(what) what(0) what(1) what(2) what(3) what(4) what(5)
+#define DECLARE(t) __m256i a##t = zero, b##t = zero, first##t = zero, second##t = zero;
+#define MULTIPLY(t)                                                                                                                        \
+  if (t < rows) {                                                                                                                          \
+    int32_t four;                                                                                                                          \
+    memcpy(&four, at + t * size + place(q, bits), 4);                                                                               \
+    __m256i input = _mm256_set1_epi32(four);                                                                                               \
+    a##t = added(a##t, quads(first, input, bits), bits, q), b##t = added(b##t, quads(second, input, bits), bits, q);                       \
+  }
+#define WIDEN(t)                                                                                                                           \
+  if (t < rows)                                                                                                                            \
+    first##t = _mm256_add_epi32(first##t, bits == 8 ? a##t : widened(a##t)),                                                               \
+    second##t = _mm256_add_epi32(second##t, bits == 8 ? b##t : widened(b##t));
+#define SCALE(t)                                                                                                                           \
+  if (t < rows) {                                                                                                                          \
+    int64_t of = (g / taken * rows + t) * taken + g % taken;                                                                               \
+    scaled(p, g, 0, first##t, scales[of], counts[of], sum[t]);                                                                             \
+    scaled(p, g, 8, second##t, scales[of], counts[of], sum[t]);                                                                            \
+  }
+
+/* 8 bits: in 32 bits at once, since two products may fill 16. The order of the source is kept: GCC would multiply all and add them later. */
+INLINE __m256i added(__m256i sum, __m256i four, int bits, int after) {
+  if (bits == 8) four = widened(four);
+  sum = after == 0 ? four : bits == 8 ? _mm256_add_epi32(sum, four) : _mm256_add_epi16(sum, four);
+  __asm__("" : "+x"(sum));
+  return sum;
+}
+
+INLINE void scaled(const panel_t *p, int64_t g, int from, __m256i sums, float scale, float count, float *y) {
+  __m256 found = _mm256_fnmadd_ps(_mm256_loadu_ps(p->zeros[g] + from), _mm256_set1_ps(count), _mm256_cvtepi32_ps(sums));
+  __m256 by = _mm256_mul_ps(_mm256_loadu_ps(p->scales[g] + from), _mm256_set1_ps(scale));
+  _mm256_storeu_ps(y + from, _mm256_fmadd_ps(found, by, _mm256_loadu_ps(y + from)));
+}
+
+/* A panel with so many rows of inputs (at most TALL): what its groups give is added to sum. x, scales, counts: of its first group. */
+INLINE void tile(const panel_t *p, const int8_t *x, const float *scales, const float *counts, float (*sum)[WIDE], int rows, int64_t groups,
+                 int bits, int64_t size, int group) {
+  const int64_t taken = size / group;
+  const __m256i zero = _mm256_setzero_si256();
+  for (int64_t g = 0; g < groups; g++) {
+    EACH(DECLARE)
+    for (int64_t block = g * group / BLOCK; block < (g + 1) * group / BLOCK; block++) {
+      int64_t column = block * BLOCK;
+      const int8_t *at = x + column / size * size * rows + column % size / CHUNK * CHUNK + column % CHUNK * bits / 8;
+#pragma GCC unroll 8
+      for (int q = 0; q < QUADS; q++) {
+        __m256i first = p->codes[block][q][0], second = p->codes[block][q][1];
+        EACH(MULTIPLY)
+      }
+      EACH(WIDEN)
+    }
+    EACH(SCALE)
+  }
+}
+
+typedef void tiles_t(const panel_t *, const int8_t *, const float *, const float *, float (*)[WIDE], int64_t rows, int64_t groups, int group);
+
+#define ROWS(rows, bits, size)                                                                                                             \
+  case rows: tile(p, x, scales, counts, sum, rows, groups, bits, size, group); break;
+
+#define TILES(bits, size)                                                                                                                  \
+  AVX2 static void tiles_##bits##_##size(const panel_t *p, const int8_t *x, const float *scales, const float *counts, float (*sum)[WIDE],  \
+                                         int64_t rows, int64_t groups, int group) {                                                        \
+    switch (rows) { /* constants where they are inlined */                                                                                 \
+      ROWS(1, bits, size)                                                                                                                  \
+      ROWS(2, bits, size)                                                                                                                  \
+      ROWS(3, bits, size)                                                                                                                  \
+      ROWS(4, bits, size)                                                                                                                  \
+      ROWS(5, bits, size)                                                                                                                  \
+      ROWS(6, bits, size)                                                                                                                  \
+    }                                                                                                                                      \
+  }
+
+TILES(4, 64)
+TILES(4, 128)
+TILES(8, 64)
+TILES(8, 128)
+
+static tiles_t *tiles_of(int bits, int64_t size) {
+  if (bits == 4) return size == 64 ? tiles_4_64 : tiles_4_128;
+  return size == 64 ? tiles_8_64 : tiles_8_128;
+}
+
+/* Rows top to top + height - 1 of inputs, at most BAND, with rows n to last - 1 of weights, at most WIDE. */
+AVX2 static void band(const edgekit_weights_t *w, const edgekit_inputs_t *a, const float *bias, float *y, int64_t n, int64_t last,
+                      int64_t top, int64_t height) {
+  const int64_t groups = groups_of(w), units = units_of(w), size = unit_size(w->group), taken = unit_groups(w->group), most = tall(a->m);
+  tiles_t *tiles = tiles_of(w->bits, size);
+  float sum[BAND][WIDE];
+  panel_t panel;
+  memset(sum, 0, sizeof sum[0] * (size_t) height);
+  for (int64_t g = 0; g < groups; g += DEPTH / w->group) {
+    int64_t end = g + DEPTH / w->group < groups ? g + DEPTH / w->group : groups;
+    (w->bits == 4 ? lay_out_4 : lay_out_8)(&panel, w, n, last, g, end);
+    for (int64_t m = top; m < top + height; m += most) {
+      int64_t rows = a->m - m < most ? a->m - m : most, unit = m * units + g / taken * rows;
+      const float *scales = a->scales + unit * taken, *counts = a->counts + unit * taken;
+      tiles(&panel, a->codes + unit * size, scales, counts, sum + m - top, rows, end - g, w->group);
+    }
+  }
+  for (int64_t m = 0; m < height; m++)
+    for (int64_t i = n; i < last; i++) y[(top + m) * w->n + i] = sum[m][i - n] + (bias ? bias[i] : 0);
+}
+
+static void many_rows(const edgekit_weights_t *w, const edgekit_inputs_t *a, const float *bias, float *y, int64_t first, int64_t last) {
+  int64_t height = BAND / tall(a->m) * tall(a->m); /* whole tiles */
+  for (int64_t top = 0; top < a->m; top += height)
+    for (int64_t n = first; n < last; n += WIDE)
+      band(w, a, bias, y, n, n + WIDE < last ? n + WIDE : last, top, a->m - top < height ? a->m - top : height);
 }
 
 #define FORM(bits, group)                                                                                                                  \
-  case bits * 1000 + group:                                                                                                                \
-    if (a->m == 1) one_row(w, a, bias, y, first, last, bits, group);                                                                       \
-    else many_rows(w, a, bias, y, first, last, bits, group);                                                                               \
-    break;
+  case bits * 1000 + group: one_row(w, a, bias, y, first, last, bits, group); break;
 
 AVX2 void edgekit_matmul(const edgekit_weights_t *w, const edgekit_inputs_t *a, const float *bias, float *y, int64_t first, int64_t last) {
+  if (a->m > 1) {
+    many_rows(w, a, bias, y, first, last);
+    return;
+  }
   switch (w->bits * 1000 + w->group) { /* constants wherever they are inlined */
     FORM(4, 32)
     FORM(4, 64)

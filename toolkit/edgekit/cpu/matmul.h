@@ -13,13 +13,15 @@ typedef struct {
   int bits, group;
 } edgekit_weights_t;
 
-/* m rows of x as int8 codes, a scale for each group, and [m, groups] scale times sum of codes. Codes and scales lie as they are read: of 32
+/* m rows of x as int8 codes, and of each group its scale and the sum of its codes. They lie as they are read: of up to six
    rows their first 64 or 128 columns, then the next columns. */
 typedef struct {
   int8_t *codes;
-  float *scales, *sums;
-  int64_t m, groups;
+  float *scales, *counts;
+  int64_t m;
 } edgekit_inputs_t;
+
+#define EDGEKIT_COLUMNS 16 /* columns of y that are computed at once where x has several rows */
 
 /* Whether this processor can run what follows, and whether it has instructions (VNNI) with which engines' own kernels are as fast. */
 int edgekit_matmul_runs(void);

@@ -134,8 +134,8 @@ static void quantize(void *data, size_t part) {
 static void multiply(void *data, size_t part) {
   work_t *work = data;
   const kernel_t *kernel = work->kernel;
-  size_t pairs = ((size_t) kernel->weights.n + 1) / 2, n = (size_t) kernel->weights.n; /* two columns share what they read */
-  size_t first = pairs * part / work->parts * 2, last = pairs * (part + 1) / work->parts * 2;
+  size_t n = (size_t) kernel->weights.n, panels = (n + EDGEKIT_COLUMNS - 1) / EDGEKIT_COLUMNS;
+  size_t first = panels * part / work->parts * EDGEKIT_COLUMNS, last = panels * (part + 1) / work->parts * EDGEKIT_COLUMNS;
   edgekit_matmul(&kernel->weights, &work->inputs, kernel->bias, work->y, (int64_t) first, (int64_t) (last < n ? last : n));
 }
 
@@ -158,11 +158,11 @@ static status_t *shapes(const api_t *api, any_t *context, const kernel_t *kernel
 
 static status_t *run(const api_t *api, any_t *context, work_t *work) {
   const edgekit_weights_t *w = &work->kernel->weights;
-  size_t m = (size_t) work->inputs.m, pairs = ((size_t) w->n + 1) / 2, parts = (size_t) w->n * (size_t) w->k * m / LEAST;
+  size_t m = (size_t) work->inputs.m, panels = ((size_t) w->n + EDGEKIT_COLUMNS - 1) / EDGEKIT_COLUMNS, parts = (size_t) w->n * (size_t) w->k * m / LEAST;
   if (m < 2 * ROWS) edgekit_quantize_inputs(work->x, w, &work->inputs, 0, (int64_t) m);
   else TRY(parallel_for(context, quantize, (m + ROWS - 1) / ROWS, 0, work));
   if (parts > PARTS) parts = PARTS;
-  work->parts = parts > pairs ? pairs : parts;
+  work->parts = parts > panels ? panels : parts;
   if (work->parts > 1) return parallel_for(context, multiply, work->parts, 0, work);
   work->parts = 1;
   multiply(work, 0);

@@ -11,7 +11,7 @@ from edgekit.artifact import Manifest
 from edgekit.errors import EngineMissing, UsageError
 
 LIBRARY = Path(__file__).with_name("_operator.so")
-VERSION = 1
+VERSION = 2
 """Of the library's interface; one that was compiled from other sources is not used."""
 VARIABLE, OWN, STOCK = "EDGEKIT_ONNX_PRODUCTS", "edgekit", "onnxruntime"
 """What the environment may ask for; by default what is faster here."""
