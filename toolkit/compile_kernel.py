@@ -16,19 +16,21 @@ OPTIONS = ("-std=gnu11", "-O3", "-fPIC", "-shared", "-ffp-contract=off", "-fno-m
 PACKAGE = Path("toolkit") / "edgekit"
 QUANTIZER = PACKAGE / "quant" / "_kernel.so"
 OPERATOR = PACKAGE / "engines" / "onnx" / "_operator.so"
+OPERATORS = PACKAGE / "engines" / "openvino" / "_operators.so"
 TURNS = PACKAGE / "engines" / "qnn" / "_turns.so"
 SOURCES = {
     QUANTIZER: (PACKAGE / "quant" / "kernel.c",),
     OPERATOR: (PACKAGE / "engines" / "onnx" / "operator.c", PACKAGE / "cpu" / "matmul.c"),
+    OPERATORS: (PACKAGE / "engines" / "openvino" / "operators.c", PACKAGE / "cpu" / "matmul.c", PACKAGE / "cpu" / "attention.c"),
     TURNS: (PACKAGE / "engines" / "qnn" / "turns.c", PACKAGE / "engines" / "qnn" / "arena.c"),
 }
 # C++'s exceptions pass through arena.c; and malloc cannot ask for a thread's own variable by calling malloc.
-MORE = {TURNS: ("-fexceptions", "-ftls-model=initial-exec", "-pthread", "-ldl")}
+MORE = {OPERATORS: ("-pthread",), TURNS: ("-fexceptions", "-ftls-model=initial-exec", "-pthread", "-ldl")}
 
 
 class CustomBuildHook(BuildHookInterface):
     def initialize(self, version: str, build_data: dict[str, object]) -> None:
-        wanted = [QUANTIZER, OPERATOR] if platform.machine().lower() in {"x86_64", "amd64"} else [QUANTIZER]
+        wanted = [QUANTIZER, OPERATOR, OPERATORS] if platform.machine().lower() in {"x86_64", "amd64"} else [QUANTIZER]
         if (sys.platform, platform.machine()) == ("linux", "x86_64"):
             wanted.append(TURNS)
         artifacts = build_data["artifacts"]

@@ -11,6 +11,7 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from edgekit.cpu import products
 from edgekit.engines.onnx import operator
 from edgekit.engines.onnx.session import open_session
 from edgekit.errors import EngineMissing, UsageError
@@ -18,7 +19,7 @@ from onnx_artifact import Built, build, random_tokens
 
 F32 = NDArray[np.float32]
 FORMS = [(bits, group) for bits in (4, 8) for group in (32, 64, 128)]
-pytestmark = pytest.mark.skipif(not operator.runs(), reason="not compiled here, or no AVX2")
+pytestmark = pytest.mark.skipif(not products.runs(operator.LIBRARY), reason="not compiled here, or no AVX2")
 
 
 class Product:
@@ -163,13 +164,13 @@ def test_sessions_with_either_agree(llama: Built, monkeypatch: pytest.MonkeyPatc
     tokens = random_tokens(40)
     exact = llama.reference(tokens)
     errors: dict[str, float] = {}
-    for products in (operator.OWN, operator.STOCK):
-        monkeypatch.setenv(operator.VARIABLE, products)
+    for wish in (products.OWN, operator.STOCK):
+        monkeypatch.setenv(operator.VARIABLE, wish)
         session = open_session(llama.directory, llama.manifest, threads=1)
-        errors[products] = np.sqrt(np.mean((session.forward(tokens) - exact) ** 2))
+        errors[wish] = np.sqrt(np.mean((session.forward(tokens) - exact) ** 2))
         session.close()
-    assert 0 < errors[operator.OWN] < 1.5 * errors[operator.STOCK]
-    assert errors[operator.OWN] != errors[operator.STOCK]
+    assert 0 < errors[products.OWN] < 1.5 * errors[operator.STOCK]
+    assert errors[products.OWN] != errors[operator.STOCK]
 
 
 def test_which_is_chosen(llama: Built, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -177,13 +178,13 @@ def test_which_is_chosen(llama: Built, monkeypatch: pytest.MonkeyPatch) -> None:
     details = {**llama.manifest.engine.details, "accuracy_level": 0}
     float32 = replace(llama.manifest, engine=replace(llama.manifest.engine, details=details))
     for vnni in (False, True):
-        monkeypatch.setattr(operator, "pays", lambda: not vnni)  # noqa: B023
+        monkeypatch.setattr(products, "pays", lambda _: not vnni)  # noqa: B023
         assert operator.chosen(llama.manifest) == (not vnni)
         assert not operator.chosen(float32)
     monkeypatch.setenv(operator.VARIABLE, "edgekit")
     assert operator.chosen(llama.manifest)
     assert not operator.chosen(float32), "another precision is not put up with"
-    monkeypatch.setattr(operator, "runs", lambda: False)
+    monkeypatch.setattr(products, "runs", lambda _: False)
     with pytest.raises(EngineMissing, match="unset it"):
         open_session(llama.directory, llama.manifest)
     monkeypatch.setenv(operator.VARIABLE, "mlas")
@@ -192,9 +193,9 @@ def test_which_is_chosen(llama: Built, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_library_that_is_absent_or_other_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert not operator.runs(tmp_path / "absent.so")
+    assert not products.runs(tmp_path / "absent.so")
     (tmp_path / "no.so").write_bytes(b"nothing")
-    assert not operator.pays(tmp_path / "no.so")
+    assert not products.pays(tmp_path / "no.so")
     copy = shutil.copy(operator.LIBRARY, tmp_path / "old.so")
-    monkeypatch.setattr(operator, "VERSION", operator.VERSION + 1)
-    assert not operator.runs(copy)
+    monkeypatch.setattr(products, "VERSION", products.VERSION + 1)
+    assert not products.runs(copy)

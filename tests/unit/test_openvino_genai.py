@@ -80,11 +80,16 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return output
 
 
+UNDERSTOOD = ["turn on the kitchen light", "set the bedroom thermostat to 21 degrees", "What is 12 plus 30?"]
+
+
 @pytest.mark.parametrize(
-    "said", ["turn on the kitchen light", "set the bedroom thermostat to 21 degrees", "What is 12 plus 30?", "héllo, 2×3?"]
+    ("said", "products"), [*((said, wish) for said in UNDERSTOOD for wish in ("", "openvino")), ("héllo, 2×3?", "openvino")]
 )
-def test_its_answers_to_tiny_phi_are_ours(tiny: Path, said: str) -> None:
-    """Its own tokenizer, chat template, loop and detokenizer, with nothing set but the length."""
+def test_its_answers_to_tiny_phi_are_ours(tiny: Path, said: str, products: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its own tokenizer, chat template, loop and detokenizer, with nothing set but the length. What the model knows no answer to depends
+    on rounding, and so on whose products compute it."""
+    monkeypatch.setenv("EDGEKIT_OPENVINO_PRODUCTS", products)
     with edgekit.load(tiny) as runtime:
         ours = runtime.complete([{"role": "user", "content": said}], max_tokens=60)
     pipeline = genai.LLMPipeline(str(tiny), "CPU")

@@ -11,7 +11,7 @@
 
 #include "matmul.h"
 
-const int edgekit_matmul_version = 2; /* of the interface, operator.py's VERSION */
+const int edgekit_matmul_version = 3; /* of the interface, products.py's VERSION */
 
 #if defined(__x86_64__) && defined(__GNUC__)
 #include <cpuid.h>
@@ -27,7 +27,7 @@ enum {
   BLOCK = 32,   /* codes summed in 16 bits */
   QUADS = 8,    /* of a block: four inputs side by side, which one 32-bit lane multiplies and sums */
   TALL = 6,     /* rows of inputs multiplied at once: with two vectors of rows of weights, 12 of the 16 registers are sums */
-  WIDE = EDGEKIT_COLUMNS,
+  WIDE = 16,    /* rows of weights laid out together */
   BAND = 96,    /* rows of inputs that share weights laid out anew */
   DEPTH = 512,  /* codes of a row that are laid out at a time: with WIDE rows 8 KB, which stay in a level 1 cache */
   STREAMS = 4,  /* places where weights are read for a single row of inputs: 34 GB/s where one gives 28 and a plain sum 32 */
@@ -149,8 +149,7 @@ INLINE uint32_t zeros_of(const edgekit_weights_t *w, int64_t n, int64_t g, int b
   int64_t row = (groups_of(w) * bits + 7) / 8, at = g * bits / 8;
   if (!w->zeros) return word;
   if (row - at >= 4) memcpy(&word, w->zeros + n * row + at, 4);
-  else
-    for (int64_t i = at; i < row; i++) ((uint8_t *) &word)[i - at] = w->zeros[n * row + i];
+  for (int64_t i = 0; row - at < 4 && i < row - at; i++) ((uint8_t *) &word)[i] = w->zeros[n * row + at + i];
   return word;
 }
 
@@ -271,7 +270,7 @@ INLINE void lay_out_groups(float (*scales)[WIDE], float (*zeros)[WIDE], const ed
   }
 }
 
-/* 32 bytes of eight rows; whole: of the second half nothing is in the file otherwise. ahead: where what is read next lies. */
+/* 32 bytes of eight rows; whole: of the second half nothing is in the file otherwise. ahead: where to what memory is asked for. */
 INLINE void lay_out_codes(__m256i (*to)[QUADS][WIDE / 8], const uint8_t *const rows[8], int64_t at, int64_t ahead, int bits,
                           int whole) {
   const __m256i low = _mm256_set1_epi8(15), middle = _mm256_set1_epi8((char) 128);
@@ -293,10 +292,17 @@ INLINE void lay_out_codes(__m256i (*to)[QUADS][WIDE / 8], const uint8_t *const r
   }
 }
 
-/* Rows n to last - 1 of weights, at most WIDE (the last one in place of those that are missing), groups g to end - 1. */
-INLINE void lay_out(panel_t *to, const edgekit_weights_t *w, int64_t n, int64_t last, int64_t g, int64_t end, int bits) {
+/* From a row's group g to what is laid out after groups g to end - 1: in the same row, or in that of the next panel. */
+INLINE int64_t next_of(const edgekit_weights_t *w, int64_t g, int64_t end) {
+  int64_t groups = groups_of(w), bytes = w->group * w->bits / 8;
+  return (end < groups ? end - g : WIDE * groups - g) * bytes;
+}
+
+/* Rows n to last - 1 of weights, at most WIDE (the last one in place of those that are missing), groups g to end - 1. ask: for what is laid
+   out next, on the way. */
+INLINE void lay_out(panel_t *to, const edgekit_weights_t *w, int64_t n, int64_t last, int64_t g, int64_t end, int ask, int bits) {
   const int64_t row = groups_of(w) * w->group * bits / 8, begin = g * w->group * bits / 8, bytes = (end - g) * w->group * bits / 8;
-  const int64_t ahead = end < groups_of(w) ? bytes : WIDE * row - begin;
+  const int64_t ahead = ask ? next_of(w, g, end) : 0;
   for (int v = 0; v < WIDE / 8; v++) {
     int64_t rows[8], at = 0;
     const uint8_t *from[8];
@@ -311,12 +317,12 @@ INLINE void lay_out(panel_t *to, const edgekit_weights_t *w, int64_t n, int64_t 
   }
 }
 
-AVX2 static void lay_out_4(panel_t *to, const edgekit_weights_t *w, int64_t n, int64_t last, int64_t g, int64_t end) {
-  lay_out(to, w, n, last, g, end, 4);
+AVX2 static void lay_out_4(panel_t *to, const edgekit_weights_t *w, int64_t n, int64_t last, int64_t g, int64_t end, int ask) {
+  lay_out(to, w, n, last, g, end, ask, 4);
 }
 
-AVX2 static void lay_out_8(panel_t *to, const edgekit_weights_t *w, int64_t n, int64_t last, int64_t g, int64_t end) {
-  lay_out(to, w, n, last, g, end, 8);
+AVX2 static void lay_out_8(panel_t *to, const edgekit_weights_t *w, int64_t n, int64_t last, int64_t g, int64_t end, int ask) {
+  lay_out(to, w, n, last, g, end, ask, 8);
 }
 
 /* Where four inputs of a block lie, from its first on. */
@@ -406,25 +412,41 @@ static tiles_t *tiles_of(int bits, int64_t size) {
   return size == 64 ? tiles_8_64 : tiles_8_128;
 }
 
+/* Asks for one of so many parts of what is laid out next: all at once would be more than a core has in flight. */
+INLINE void ask_ahead(const edgekit_weights_t *w, int64_t n, int64_t g, int64_t end, int64_t part, int64_t parts) {
+  const int64_t row = groups_of(w) * w->group * w->bits / 8;
+  const uint8_t *next = w->codes + n * row + g * w->group * w->bits / 8 + next_of(w, g, end);
+  for (int64_t r = WIDE * part / parts; r < WIDE * (part + 1) / parts; r++)
+    for (int64_t at = 0; at < DEPTH * w->bits / 8; at += 64) _mm_prefetch((const char *) next + r * row + at, _MM_HINT_T0);
+}
+
 /* Rows top to top + height - 1 of inputs, at most BAND, with rows n to last - 1 of weights, at most WIDE. */
 AVX2 static void band(const edgekit_weights_t *w, const edgekit_inputs_t *a, const float *bias, float *y, int64_t n, int64_t last,
                       int64_t top, int64_t height) {
   const int64_t groups = groups_of(w), units = units_of(w), size = unit_size(w->group), taken = unit_groups(w->group), most = tall(a->m);
+  const int64_t parts = (height + most - 1) / most;
   tiles_t *tiles = tiles_of(w->bits, size);
   float sum[BAND][WIDE];
   panel_t panel;
   memset(sum, 0, sizeof sum[0] * (size_t) height);
   for (int64_t g = 0; g < groups; g += DEPTH / w->group) {
     int64_t end = g + DEPTH / w->group < groups ? g + DEPTH / w->group : groups;
-    (w->bits == 4 ? lay_out_4 : lay_out_8)(&panel, w, n, last, g, end);
+    (w->bits == 4 ? lay_out_4 : lay_out_8)(&panel, w, n, last, g, end, parts == 1);
     for (int64_t m = top; m < top + height; m += most) {
       int64_t rows = a->m - m < most ? a->m - m : most, unit = m * units + g / taken * rows;
       const float *scales = a->scales + unit * taken, *counts = a->counts + unit * taken;
+      if (parts > 1) ask_ahead(w, n, g, end, (m - top) / most, parts);
       tiles(&panel, a->codes + unit * size, scales, counts, sum + m - top, rows, end - g, w->group);
     }
   }
-  for (int64_t m = 0; m < height; m++)
-    for (int64_t i = n; i < last; i++) y[(top + m) * w->n + i] = sum[m][i - n] + (bias ? bias[i] : 0);
+  float more[WIDE] = {0};
+  if (bias) memcpy(more, bias + n, sizeof(float) * (size_t) (last - n));
+  for (int64_t m = 0; m < height; m++) {
+    for (int i = 0; i < WIDE; i++) sum[m][i] += more[i];
+    float *to = y + (top + m) * w->n + n;
+    if (last - n == WIDE) memcpy(to, sum[m], sizeof sum[m]);
+    else memcpy(to, sum[m], sizeof(float) * (size_t) (last - n));
+  }
 }
 
 static void many_rows(const edgekit_weights_t *w, const edgekit_inputs_t *a, const float *bias, float *y, int64_t first, int64_t last) {
@@ -450,6 +472,54 @@ AVX2 void edgekit_matmul(const edgekit_weights_t *w, const edgekit_inputs_t *a, 
     FORM(8, 64)
     FORM(8, 128)
   }
+}
+
+/* On several threads. ---------------------------------------------------------------------------------------------------------------- */
+
+typedef struct {
+  const edgekit_weights_t *weights;
+  edgekit_inputs_t inputs;
+  const float *bias, *x;
+  float *y;
+  size_t parts;
+} work_t;
+
+enum {
+  ROWS_A_PART = 4, /* of inputs, quantized at a time */
+  LEAST = 1 << 17, /* multiplications of a part of a product: some 4 us, several times what handing it to a thread costs */
+  PARTS = 128      /* of a product, at most; threads end closer to each other than with 32, which takes 3 % more */
+};
+
+static void quantize_part(void *data, size_t part) {
+  work_t *work = data;
+  int64_t first = (int64_t) part * ROWS_A_PART, last = first + ROWS_A_PART < work->inputs.m ? first + ROWS_A_PART : work->inputs.m;
+  edgekit_quantize_inputs(work->x, work->weights, &work->inputs, first, last);
+}
+
+static size_t panels_of(const edgekit_weights_t *w) { return ((size_t) w->n + WIDE - 1) / WIDE; }
+
+static void multiply_part(void *data, size_t part) {
+  work_t *work = data;
+  size_t n = (size_t) work->weights->n, panels = panels_of(work->weights);
+  size_t first = panels * part / work->parts * WIDE, last = panels * (part + 1) / work->parts * WIDE;
+  edgekit_matmul(work->weights, &work->inputs, work->bias, work->y, (int64_t) first, (int64_t) (last < n ? last : n));
+}
+
+void *edgekit_product(const edgekit_weights_t *w, const float *bias, const float *x, float *y, int64_t m, void *memory,
+                      edgekit_parallel_t *parallel, void *context) {
+  work_t work = {w, edgekit_inputs(memory, m, w), bias, x, y, (size_t) w->n * (size_t) w->k * (size_t) m / LEAST};
+  if (m < 2 * ROWS_A_PART) {
+    edgekit_quantize_inputs(x, w, &work.inputs, 0, m);
+  } else {
+    void *failed = parallel(context, quantize_part, ((size_t) m + ROWS_A_PART - 1) / ROWS_A_PART, &work);
+    if (failed) return failed;
+  }
+  if (work.parts > PARTS) work.parts = PARTS;
+  if (work.parts > panels_of(w)) work.parts = panels_of(w);
+  if (work.parts > 1) return parallel(context, multiply_part, work.parts, &work);
+  work.parts = 1;
+  multiply_part(&work, 0);
+  return NULL;
 }
 #else
 int edgekit_matmul_runs(void) { return 0; }

@@ -21,8 +21,6 @@ typedef struct {
   int64_t m;
 } edgekit_inputs_t;
 
-#define EDGEKIT_COLUMNS 16 /* columns of y that are computed at once where x has several rows */
-
 /* Whether this processor can run what follows, and whether it has instructions (VNNI) with which engines' own kernels are as fast. */
 int edgekit_matmul_runs(void);
 int edgekit_matmul_has_vnni(void);
@@ -44,3 +42,11 @@ void edgekit_quantize_inputs(const float *x, const edgekit_weights_t *w, const e
 
 /* Columns first to last - 1 of y [m, n]. bias: [n] or NULL. A column is the same whatever the others are, and a row whatever m is. */
 void edgekit_matmul(const edgekit_weights_t *w, const edgekit_inputs_t *a, const float *bias, float *y, int64_t first, int64_t last);
+
+/* Has part called with 0 to parts - 1, on as many threads as it likes, and returns when all are done: NULL, or what went wrong. */
+typedef void edgekit_part_t(void *data, size_t part);
+typedef void *edgekit_parallel_t(void *context, edgekit_part_t *part, size_t parts, void *data);
+
+/* y [m, n] = x [m, k] @ W.T + bias, m > 0; memory: edgekit_inputs_size bytes. What parallel returns. */
+void *edgekit_product(const edgekit_weights_t *w, const float *bias, const float *x, float *y, int64_t m, void *memory,
+                      edgekit_parallel_t *parallel, void *context);

@@ -111,34 +111,6 @@ static status_t *create(const any_t *op, const api_t *api, const any_t *info, vo
   return status;
 }
 
-typedef struct {
-  const kernel_t *kernel;
-  edgekit_inputs_t inputs;
-  const float *x;
-  float *y;
-  size_t parts;
-} work_t;
-
-enum {
-  ROWS = 4,        /* of inputs, quantized at a time */
-  LEAST = 1 << 17, /* multiplications of a part of a product: some 4 us, several times what handing it to a thread costs */
-  PARTS = 128      /* of a product, at most; threads end closer to each other than with 32, which takes 3 % more */
-};
-
-static void quantize(void *data, size_t part) {
-  work_t *work = data;
-  int64_t first = (int64_t) part * ROWS, last = first + ROWS < work->inputs.m ? first + ROWS : work->inputs.m;
-  edgekit_quantize_inputs(work->x, &work->kernel->weights, &work->inputs, first, last);
-}
-
-static void multiply(void *data, size_t part) {
-  work_t *work = data;
-  const kernel_t *kernel = work->kernel;
-  size_t n = (size_t) kernel->weights.n, panels = (n + EDGEKIT_COLUMNS - 1) / EDGEKIT_COLUMNS;
-  size_t first = panels * part / work->parts * EDGEKIT_COLUMNS, last = panels * (part + 1) / work->parts * EDGEKIT_COLUMNS;
-  edgekit_matmul(&kernel->weights, &work->inputs, kernel->bias, work->y, (int64_t) first, (int64_t) (last < n ? last : n));
-}
-
 static status_t *shapes(const api_t *api, any_t *context, const kernel_t *kernel, const any_t *x, size_t *count, any_t **y) {
   enum { DIMENSIONS = 8 };
   int64_t shape[DIMENSIONS];
@@ -156,17 +128,15 @@ static status_t *shapes(const api_t *api, any_t *context, const kernel_t *kernel
   return output(context, 0, shape, rank, y);
 }
 
-static status_t *run(const api_t *api, any_t *context, work_t *work) {
-  const edgekit_weights_t *w = &work->kernel->weights;
-  size_t m = (size_t) work->inputs.m, panels = ((size_t) w->n + EDGEKIT_COLUMNS - 1) / EDGEKIT_COLUMNS, parts = (size_t) w->n * (size_t) w->k * m / LEAST;
-  if (m < 2 * ROWS) edgekit_quantize_inputs(work->x, w, &work->inputs, 0, (int64_t) m);
-  else TRY(parallel_for(context, quantize, (m + ROWS - 1) / ROWS, 0, work));
-  if (parts > PARTS) parts = PARTS;
-  work->parts = parts > panels ? panels : parts;
-  if (work->parts > 1) return parallel_for(context, multiply, work->parts, 0, work);
-  work->parts = 1;
-  multiply(work, 0);
-  return NULL;
+typedef struct {
+  const api_t *api;
+  any_t *context;
+} threads_t;
+
+static void *parallel(void *threads, edgekit_part_t *part, size_t parts, void *data) {
+  const threads_t *on = threads;
+  const api_t *api = on->api;
+  return parallel_for(on->context, part, parts, 0, data);
 }
 
 static status_t *compute(void *made, any_t *context) {
@@ -174,18 +144,17 @@ static status_t *compute(void *made, any_t *context) {
   const api_t *api = kernel->api;
   const any_t *x;
   any_t *y;
+  void *from, *to;
   size_t count;
-  work_t work = {.kernel = kernel};
   TRY(input(context, X, &x));
   TRY(shapes(api, context, kernel, x, &count, &y));
-  TRY(tensor_data((any_t *) x, (void **) &work.x));
-  TRY(tensor_data(y, (void **) &work.y));
+  TRY(tensor_data((any_t *) x, &from));
+  TRY(tensor_data(y, &to));
   int64_t m = (int64_t) count / kernel->weights.k;
   if (m == 0) return NULL;
   void *memory = malloc(edgekit_inputs_size(m, &kernel->weights));
   if (!memory) return create_status(FAIL, "MatMulNBits: no memory");
-  work.inputs = edgekit_inputs(memory, m, &kernel->weights);
-  status_t *status = run(api, context, &work);
+  status_t *status = edgekit_product(&kernel->weights, kernel->bias, from, to, m, memory, parallel, &(threads_t){api, context});
   free(memory);
   return status;
 }

@@ -9,7 +9,10 @@ export.py      all of it together
 plugins.py     OpenVINO itself, and its devices
 settings.py    what is fastest on this CPU
 warmup.py      the first inference, in the background
-session.py     running it on a CPU or GPU; npu.py on an NPU; these five import none of the above
+operators.py   products and attention of our own for the CPU plugin; operators.c their threads
+substitute.py  where they take the place of the graph's
+slots.py       which token lies where in the plugin's cache
+session.py     running it on a CPU or GPU; npu.py on an NPU; these eight import none of the above
 """
 
 import sys

@@ -1,6 +1,8 @@
 """Running an OpenVINO artifact on plain OpenVINO (no openvino_genai needed)."""
 
+import importlib
 import os
+import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +14,7 @@ from edgekit.artifact import Manifest
 from edgekit.engines.openvino import npu
 from edgekit.engines.openvino.plugins import check_device, import_openvino
 from edgekit.engines.openvino.settings import Settings, choose
+from edgekit.engines.openvino.slots import Slots
 from edgekit.engines.openvino.warmup import WarmUp
 from edgekit.errors import EngineError
 from edgekit.parallel import cores
@@ -21,14 +24,14 @@ from edgekit.runtime.session import Session, check_call, check_rewind, check_voc
 if TYPE_CHECKING:
     import openvino
 
+    from edgekit.engines.openvino.operators import Kernels
+
 MODEL = "openvino_model.xml"
 LOGITS, ROPE_LENGTH, POSITIONS = "logits", "rope_length", "logits_positions"
 LENGTH = "rope.length"
 """The node of a LongRoPE graph by which it chooses (graph.py)."""
 CHUNK = 512
 """Tokens of a long input computed at a time: keeps the activations of a long prompt small."""
-HOLES = 64
-"""Given-up slots, beside an eighth of the sequence, that may stay in the cache before it is copied without them."""
 CAPABILITIES = {"float32": "FP32", "bfloat16": "BF16", "float16": "FP16"}
 FLOATS = {"float32": "f32", "bfloat16": "bf16", "float16": "f16", "uint8": "u8"}
 
@@ -53,25 +56,56 @@ def open_session(
     device, prompt = str(details["device"]), int(details.get("prompt") or 0)
     if details.get("parts") != "CPU":
         check_device(core, device)
-    config = npu.properties(prompt, context, str(details["parts"])) if device == "NPU" else properties(core, manifest, threads or cores())
+    kernels = own_kernels(manifest, threads or cores())
+    config = (
+        npu.properties(prompt, context, str(details["parts"]))
+        if device == "NPU"
+        else properties(core, manifest, threads or cores(), kernels)
+    )
     config |= {"PERF_COUNT": "YES"} if watch is not None else {}
     try:
         model = core.read_model(path)
         if device != "NPU":
             with_inputs(model)
+        attends = kernels is not None and put_kernels(model, manifest, kernels)
         request = core.compile_model(model, device, config).create_infer_request()
+        if kernels is not None:
+            kernels.serve(request)
     except Exception as error:  # the library raises nothing narrower
+        if kernels is not None:
+            kernels.close()
         raise EngineError(f"OpenVINO cannot load {path}: {error}") from error
     request = watch(request) if watch is not None else request
     if device == "NPU":
         return npu.NpuSession(request, path, context, manifest.tokens.vocab_size, prompt)
-    return OpenvinoSession(request, path, context, manifest.tokens.vocab_size, tells_length=long_rope(model))
+    return OpenvinoSession(
+        request, path, context, manifest.tokens.vocab_size, tells_length=long_rope(model), kernels=kernels, plugin_cache=not attends
+    )
 
 
-def properties(core: "openvino.Core", manifest: Manifest, threads: int) -> dict[str, str]:
-    """For ``compile_model`` on a CPU or GPU. Raises EngineError for a precision that the CPU does not have."""
+def own_kernels(manifest: Manifest, threads: int) -> "Kernels | None":
+    """edgekit's own products and attention, where they are faster here. Raises as ``cpu.products.chosen``."""
+    if not importlib.import_module("edgekit.engines.openvino.substitute").chosen(manifest):  # imports openvino, which is there by now
+        return None
+    found: Kernels = importlib.import_module("edgekit.engines.openvino.operators").Kernels(threads)
+    return found
+
+
+def put_kernels(model: "openvino.Model", manifest: Manifest, kernels: "Kernels") -> bool:
+    """Whether attention and its cache are ours as well: it has them in float16, without a window."""
+    from edgekit.engines.openvino import substitute
+
+    substitute.put_products(model, kernels)
+    return manifest.engine.details["kv_cache"] == "float16" and substitute.put_attention(model, kernels)
+
+
+def properties(core: "openvino.Core", manifest: Manifest, threads: int, kernels: "Kernels | None") -> dict[str, str]:
+    """For ``compile_model`` on a CPU or GPU. kernels: compute the products, so that nothing of OpenVINO's is to be measured. Raises
+    EngineError for a precision that the CPU does not have."""
     details = manifest.engine.details
     found = {"KV_CACHE_PRECISION": FLOATS[str(details["kv_cache"])]}
+    if kernels is not None:
+        return found | Settings("f32", 0, threads).properties
     if details["device"] == "CPU":
         return found | settings(core, manifest, threads).properties
     # Kernels that a GPU's driver compiles are kept, so that the next load is fast; on a CPU nothing is gained (docs/openvino.md).
@@ -131,24 +165,53 @@ def long_rope(model: "openvino.Model") -> bool:
     return any(name == ROPE_LENGTH for value in model.inputs for name in value.names)
 
 
+class Held:
+    """A request, and the kernels that compute in it: ended together, and before Python ends."""
+
+    def __init__(self, request: "openvino.InferRequest", kernels: "Kernels | None") -> None:
+        self.request: openvino.InferRequest | None = request
+        self.kernels = kernels
+
+    def close(self) -> None:
+        if self.kernels is None:
+            self.drop()
+        else:
+            self.kernels.close(self.drop)
+
+    def drop(self) -> None:
+        self.request = None
+
+
 class OpenvinoSession:
     """See ``edgekit.runtime.session.Session``.
 
-    The cache is a state of the request and only grows. What is rewound stays in it, hidden by the attention mask, until it is worth a
-    copy to be rid of it: so a wrong draft (prompt lookup) costs nothing.
+    kernels: in the graph instead of OpenVINO's. plugin_cache: whether keys and values are a state of the request; otherwise the kernels
+    hold them, by position.
     """
 
-    def __init__(self, request: "openvino.InferRequest", path: Path, context: int, vocab: int, *, tells_length: bool) -> None:
-        self._request: openvino.InferRequest | None = request
+    def __init__(
+        self,
+        request: "openvino.InferRequest",
+        path: Path,
+        context: int,
+        vocab: int,
+        *,
+        tells_length: bool,
+        kernels: "Kernels | None" = None,
+        plugin_cache: bool = True,
+    ) -> None:
+        self._held = Held(request, kernels)
         self._path = path
         self._context = context
         self._vocab = vocab
         self._tells_length = tells_length
-        self._warming: WarmUp | None = WarmUp(request, inputs([[0]], np.ones((1, 1), np.int64), 0, 1, 1 if tells_length else None), path)
-        self._slots = 0
-        self._slot_of = np.zeros(context, np.int64)  # the slot of each position held
+        self._slots = Slots(context) if plugin_cache else None
+        self._whole = np.ones((1, context), np.int64)
+        self._warming: WarmUp | None = None
         self._position = 0
-        self._mask = np.ones((1, context + HOLES + context // 8 + 1), np.int64)
+        if kernels is None:
+            self._warming = WarmUp(request, inputs([[0]], np.ones((1, 1), np.int64), 0, 1, 1 if tells_length else None), path)
+        weakref.finalize(self, self._held.close)
 
     @property
     def position(self) -> int:
@@ -168,7 +231,8 @@ class OpenvinoSession:
 
     def forward_last(self, tokens: Sequence[int], last: int) -> NDArray[np.float32]:
         """See ``Session.forward_last``, and ``forward``."""
-        if self._request is None:
+        request = self._held.request
+        if request is None:
             raise EngineError(f"the session of {self._path} is closed; open the artifact again")
         check_call(tokens, last, self._position, self._context)
         final = self._position + len(tokens)
@@ -177,70 +241,55 @@ class OpenvinoSession:
         if self._warming is not None:
             self._warming.end()
             self._warming = None
-        self._compact(self._request)
+        if self._slots is not None:
+            self._slots.compact(request, self._position)
         began = self._position
         rows: list[NDArray[np.float32]] = []
         try:
             for start in range(0, len(tokens), CHUNK):
                 stop = min(start + CHUNK, len(tokens))
                 wanted = min(stop - start, last - (len(tokens) - stop))
-                got = self._compute(self._request, ids[:, start:stop], max(1, wanted), final)
+                got = self._compute(request, ids[:, start:stop], max(1, wanted), final)
                 if wanted > 0:
                     rows.append(got)
         except BaseException:
-            self._forget(self._request, began)
+            self.rewind(began)
+            if self._slots is not None:
+                self._slots.hide_unknown(request)
             raise
         return np.concatenate(rows)
 
     def rewind(self, length: int) -> None:
-        """See ``Session.rewind``. What is forgotten stays in the cache for a while; the mask hides it."""
+        """See ``Session.rewind``."""
         check_rewind(length, self._position)
-        self._mask[0, self._slot_of[length : self._position]] = 0
+        if self._slots is not None:
+            self._slots.hide(length, self._position)
         self._position = length
 
     def close(self) -> None:
         """See ``Session.close``."""
         if self._warming is not None:
             self._warming.cancel()
-        self._request = self._warming = None
+        self._warming = None
+        self._held.close()
 
     def _compute(self, request: "openvino.InferRequest", ids: NDArray[np.int64], last: int, final: int) -> NDArray[np.float32]:
         """The logits after each of the ``last`` last of ``ids``, [last, V], the caller's own."""
-        count = ids.shape[1]
-        mask = self._mask[:, : self._slots + count]
+        count, final_told = ids.shape[1], final if self._tells_length else None
+        mask = self._whole[:, : self._position + count] if self._slots is None else self._slots.mask(count)
+        if self._held.kernels is not None:
+            self._held.kernels.position = self._position
         try:
-            request.infer(inputs(ids, mask, self._position, last, final if self._tells_length else None), share_inputs=True)
+            request.infer(inputs(ids, mask, self._position, last, final_told), share_inputs=True)
         except Exception as error:  # the library raises nothing narrower
+            if self._held.kernels is not None and (cause := self._held.kernels.failure()) is not None:
+                raise cause from None
             raise EngineError(f"OpenVINO failed while running {self._path}: {error}") from error
-        self._slot_of[self._position : self._position + count] = np.arange(self._slots, self._slots + count)
-        self._slots += count
+        if self._slots is not None:
+            self._slots.took(self._position, count)
         self._position += count
         rows: NDArray[np.float32] = np.array(request.get_output_tensor().data[0])
         return rows
-
-    def _forget(self, request: "openvino.InferRequest", position: int) -> None:
-        """After a call that failed or was interrupted: whatever it left in the cache is hidden."""
-        self.rewind(position)
-        held = int(request.query_state()[0].state.shape[2])
-        self._mask[0, self._slots : held] = 0
-        self._slots = held
-
-    def _compact(self, request: "openvino.InferRequest") -> None:
-        """Takes the slots that were given up out of the cache, where there are many, or nothing else is left."""
-        holes = self._slots - self._position
-        if not holes or (self._position and holes <= HOLES + self._position // 8):
-            return
-        import openvino
-
-        if self._position == 0:
-            request.reset_state()
-        else:
-            kept = self._slot_of[: self._position]
-            for state in request.query_state():
-                state.state = openvino.Tensor(np.ascontiguousarray(state.state.data[:, :, kept]))
-        self._slots = self._position
-        self._slot_of[: self._position] = np.arange(self._position)
-        self._mask[:] = 1
 
 
 def inputs(ids: ArrayLike, mask: NDArray[np.int64], position: int, last: int, final: int | None) -> "dict[str, NDArray[np.generic]]":
