@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import cast
 
@@ -61,7 +62,8 @@ def routes(asked: argparse.Namespace, artifact: Path, cores: int) -> list[Route]
         found.append(Route("openvino_genai opening edgekit's, as it comes", "openvino_genai", asked.intel, None))
     if asked.optimum is not None:
         found.append(Route("openvino_genai, optimum's, as it comes", "openvino_genai", asked.optimum, None))
-    return found + [Route(f"llama.cpp {path.stem}", "llama.cpp", path, cores) for path in asked.gguf]
+    found += [Route(f"llama.cpp {path.stem}", "llama.cpp", path, cores) for path in asked.gguf]
+    return [route for route in found if not asked.only or any(fnmatch(route.name, each) for each in asked.only)]
 
 
 class Failed(Exception):
@@ -166,6 +168,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--gguf", type=Path, action="append", default=[], help="for llama.cpp; may be repeated")
     parser.add_argument("--llama", action="store_true", help="make the environment for --gguf (compiles)")
     parser.add_argument("--llama-python", type=Path, help="a Python that has llama-cpp-python already, instead of --llama")
+    parser.add_argument("--only", action="append", default=[], help="of the table's rows, as a pattern; may be repeated")
     parser.add_argument("--runs", type=int, default=3, help="turns; the first is cold")
     parser.add_argument("--scratch", type=Path, help="where environments, and the model if it is built, go (default: a temporary folder)")
     parser.add_argument("--out", type=Path, default=ROOT / "bench" / "results" / "decode.json")

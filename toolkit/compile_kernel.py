@@ -21,7 +21,10 @@ TURNS = PACKAGE / "engines" / "qnn" / "_turns.so"
 SOURCES = {
     QUANTIZER: (PACKAGE / "quant" / "kernel.c",),
     OPERATOR: (PACKAGE / "engines" / "onnx" / "operator.c", PACKAGE / "cpu" / "matmul.c"),
-    OPERATORS: (PACKAGE / "engines" / "openvino" / "operators.c", PACKAGE / "cpu" / "matmul.c", PACKAGE / "cpu" / "attention.c"),
+    OPERATORS: (
+        PACKAGE / "engines" / "openvino" / "operators.c",
+        *(PACKAGE / "cpu" / name for name in ("matmul.c", "attention.c", "gate.c")),
+    ),
     TURNS: (PACKAGE / "engines" / "qnn" / "turns.c", PACKAGE / "engines" / "qnn" / "arena.c"),
 }
 # C++'s exceptions pass through arena.c; and malloc cannot ask for a thread's own variable by calling malloc.

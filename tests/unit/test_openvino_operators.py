@@ -96,6 +96,16 @@ def test_heads_that_the_kernel_does_not_take(kernels: Kernels) -> None:
     assert not any(kernels.attends(*heads) for heads in ((32, 5, 128), (4, 4, 24), (4, 4, 272), (4, 0, 64)))
 
 
+@pytest.mark.parametrize(("rows", "width"), [(1, 8192), (3, 4096), (5, 5000), (2, 13)])
+def test_gates_are_those_of_float64(kernels: Kernels, rows: int, width: int) -> None:
+    x = (20 * np.random.default_rng(width).standard_normal((1, rows, 2 * width))).astype(np.float32)
+    x[0, 0, :6] = [0, -0.0, 200, -200, 1e-30, -89]
+    y = np.empty((1, rows, width), np.float32)
+    kernels.gate(x, y)
+    gate, up = x[..., :width].astype(np.float64), x[..., width:]
+    np.testing.assert_allclose(y, gate / (1 + np.exp(-gate)) * up, rtol=1e-6, atol=1e-30)
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_logits_are_as_near_to_the_reference_as_onnxruntimes(tmp_path: Path, variant: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Around the LongRoPE switch and the windows. ONNX Runtime's own products round inputs to int8 in the same groups; OpenVINO's do not
@@ -166,13 +176,19 @@ def test_which_is_chosen(phi: Built, monkeypatch: pytest.MonkeyPatch) -> None:
         phi.open()
 
 
-def test_a_matrix_in_a_form_of_its_own_stays_openvinos(phi: Built) -> None:
-    """Every product of the artifact is ours, and nothing else is."""
+def test_every_layer_is_ours(phi: Built) -> None:
     kernels, model = Kernels(1), phi.read()
     substitute.put_products(model, kernels)
     left = [node.get_friendly_name() for node in model.get_ops() if node.get_type_name() == "MatMul"]
-    ours = [node.get_friendly_name() for node in model.get_ops() if node.get_type_name() == "EdgekitOperator"]
-    assert left == [] and len(ours) == 4 * phi.model.decoder.layers + 1
+    layers = phi.model.decoder.layers
+
+    def ours() -> int:
+        return sum(node.get_type_name() == "EdgekitOperator" for node in model.get_ops())
+
+    assert left == [] and ours() == 4 * layers + 1
+    substitute.put_gates(model, kernels)
+    assert ours() == 5 * layers + 1
+    assert substitute.put_attention(model, kernels) and ours() == 6 * layers + 1 and not model.get_sinks()
     kernels.close()
 
 

@@ -7,7 +7,7 @@
 #include "attention.h"
 
 #if defined(__x86_64__) && defined(__GNUC__)
-#include <immintrin.h>
+#include "exponential.h"
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -73,22 +73,6 @@ AVX2 static void append(void *data, size_t part) {
 }
 
 INLINE __m256 halves(const uint16_t *at) { return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *) at)); }
-
-/* e^x for x <= 0, to some 2e-7 of it: 2^n times a polynomial of degree 6 of the rest (Cephes, expf). */
-INLINE __m256 exponential(__m256 x) {
-  x = _mm256_max_ps(x, _mm256_set1_ps(-87));
-  __m256 n = _mm256_round_ps(_mm256_mul_ps(x, _mm256_set1_ps(1.44269504f)), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-  x = _mm256_fnmadd_ps(n, _mm256_set1_ps(0.693359375f), x);
-  x = _mm256_fnmadd_ps(n, _mm256_set1_ps(-2.12194440e-4f), x);
-  __m256 p = _mm256_set1_ps(1.9875691500e-4f);
-  p = _mm256_fmadd_ps(p, x, _mm256_set1_ps(1.3981999507e-3f));
-  p = _mm256_fmadd_ps(p, x, _mm256_set1_ps(8.3334519073e-3f));
-  p = _mm256_fmadd_ps(p, x, _mm256_set1_ps(4.1665795894e-2f));
-  p = _mm256_fmadd_ps(p, x, _mm256_set1_ps(1.6666665459e-1f));
-  p = _mm256_fmadd_ps(p, x, _mm256_set1_ps(5.0000001201e-1f));
-  p = _mm256_add_ps(_mm256_fmadd_ps(_mm256_mul_ps(p, x), x, x), _mm256_set1_ps(1));
-  return _mm256_mul_ps(p, _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23)));
-}
 
 /* to [rows, *] (stride floats apart): or, with add, plus: sums over n of a [rows, n] (a row ROW floats apart) times b [n, wide] in float16,
    so many vectors of its columns. Both products of attention have this form. next: what is read after b, asked for on the way. */

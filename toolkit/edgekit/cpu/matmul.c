@@ -29,7 +29,8 @@ enum {
   TALL = 6,     /* rows of inputs multiplied at once: with two vectors of rows of weights, 12 of the 16 registers are sums */
   WIDE = 16,    /* rows of weights laid out together */
   BAND = 96,    /* rows of inputs that share weights laid out anew */
-  DEPTH = 512,  /* codes of a row that are laid out at a time: with WIDE rows 8 KB, which stay in a level 1 cache */
+  DEPTH = 1024, /* codes of a row that are laid out at a time, with WIDE rows 16 KB: they stay in a level 1 cache */
+  FEW = 12,     /* rows of inputs for which half as many are laid out: memory, not arithmetic, is the limit */
   STREAMS = 4,  /* places where weights are read for a single row of inputs: 34 GB/s where one gives 28 and a plain sum 32 */
   AHEAD = 1024  /* bytes that are asked for ahead, without which a quarter of the bandwidth goes unused with one stream */
 };
@@ -413,29 +414,29 @@ static tiles_t *tiles_of(int bits, int64_t size) {
 }
 
 /* Asks for one of so many parts of what is laid out next: all at once would be more than a core has in flight. */
-INLINE void ask_ahead(const edgekit_weights_t *w, int64_t n, int64_t g, int64_t end, int64_t part, int64_t parts) {
+INLINE void ask_ahead(const edgekit_weights_t *w, int64_t n, int64_t g, int64_t end, int64_t depth, int64_t part, int64_t parts) {
   const int64_t row = groups_of(w) * w->group * w->bits / 8;
   const uint8_t *next = w->codes + n * row + g * w->group * w->bits / 8 + next_of(w, g, end);
   for (int64_t r = WIDE * part / parts; r < WIDE * (part + 1) / parts; r++)
-    for (int64_t at = 0; at < DEPTH * w->bits / 8; at += 64) _mm_prefetch((const char *) next + r * row + at, _MM_HINT_T0);
+    for (int64_t at = 0; at < depth * w->bits / 8; at += 64) _mm_prefetch((const char *) next + r * row + at, _MM_HINT_T0);
 }
 
 /* Rows top to top + height - 1 of inputs, at most BAND, with rows n to last - 1 of weights, at most WIDE. */
 AVX2 static void band(const edgekit_weights_t *w, const edgekit_inputs_t *a, const float *bias, float *y, int64_t n, int64_t last,
                       int64_t top, int64_t height) {
   const int64_t groups = groups_of(w), units = units_of(w), size = unit_size(w->group), taken = unit_groups(w->group), most = tall(a->m);
-  const int64_t parts = (height + most - 1) / most;
+  const int64_t parts = (height + most - 1) / most, depth = a->m > FEW ? DEPTH : DEPTH / 2;
   tiles_t *tiles = tiles_of(w->bits, size);
   float sum[BAND][WIDE];
   panel_t panel;
   memset(sum, 0, sizeof sum[0] * (size_t) height);
-  for (int64_t g = 0; g < groups; g += DEPTH / w->group) {
-    int64_t end = g + DEPTH / w->group < groups ? g + DEPTH / w->group : groups;
+  for (int64_t g = 0; g < groups; g += depth / w->group) {
+    int64_t end = g + depth / w->group < groups ? g + depth / w->group : groups;
     (w->bits == 4 ? lay_out_4 : lay_out_8)(&panel, w, n, last, g, end, parts == 1);
     for (int64_t m = top; m < top + height; m += most) {
       int64_t rows = a->m - m < most ? a->m - m : most, unit = m * units + g / taken * rows;
       const float *scales = a->scales + unit * taken, *counts = a->counts + unit * taken;
-      if (parts > 1) ask_ahead(w, n, g, end, (m - top) / most, parts);
+      if (parts > 1) ask_ahead(w, n, g, end, depth, (m - top) / most, parts);
       tiles(&panel, a->codes + unit * size, scales, counts, sum + m - top, rows, end - g, w->group);
     }
   }

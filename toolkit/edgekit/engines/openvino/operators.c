@@ -1,10 +1,11 @@
-/* Products and attention (cpu/) for the operators that operators.py gives OpenVINO, and their threads.
+/* Products, attention and gates (cpu/) for the operators that operators.py gives OpenVINO, and their threads.
 
    OpenVINO calls such an operator from one thread, so the others are ours. Between two of them OpenVINO's own threads have work: ours look
    for new work for some 40 microseconds, giving way to any other thread, and then sleep. */
 
 #define _GNU_SOURCE
 #include "../../cpu/attention.h"
+#include "../../cpu/gate.h"
 
 #if defined(__x86_64__) && defined(__GNUC__)
 #include <pthread.h>
@@ -121,5 +122,10 @@ int edgekit_pool_attention(pool_t *pool, edgekit_cache_t *cache, const float *q,
   if (edgekit_cache_reserve(cache, position + s)) return -1;
   edgekit_attention(cache, q, k, v, y, position, s, parallel, pool);
   return 0;
+}
+
+/* edgekit_gate. */
+void edgekit_pool_gate(pool_t *pool, const float *x, float *y, int64_t rows, int64_t width) {
+  edgekit_gate(x, y, rows, width, parallel, pool);
 }
 #endif

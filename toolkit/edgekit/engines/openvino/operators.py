@@ -1,4 +1,4 @@
-"""Operators of our own inside OpenVINO's CPU plugin: products with the portable weights, and attention (operators.c, cpu/).
+"""Operators of our own inside OpenVINO's CPU plugin: products with the portable weights, attention and gates (operators.c, cpu/).
 
 The plugin calls ``evaluate`` from the thread that infers. Device side: imports nothing of the build.
 """
@@ -87,6 +87,8 @@ class Kernels:
         self._product.argtypes = [ctypes.c_void_p] * 4 + [ctypes.c_int64]
         self._attention = self._library.edgekit_pool_attention
         self._attention.argtypes = [ctypes.c_void_p] * 6 + [ctypes.c_int64] * 2
+        self._gate = self._library.edgekit_pool_gate
+        self._gate.argtypes, self._gate.restype = [ctypes.c_void_p] * 3 + [ctypes.c_int64] * 2, None
         self._operators: list[Operator] = []
         self._request: weakref.ref[openvino.InferRequest] | None = None
         self._failure: BaseException | None = None
@@ -111,6 +113,9 @@ class Kernels:
         """y: [1, heads, S, size]. new: queries like it, keys and values [1, kv_heads, S, size], which enter the cache at ``position``."""
         if self._attention(self._pool, ctypes.byref(cache), *(each.ctypes.data for each in (*new, y)), self.position, y.shape[2]):
             raise EngineError(f"no memory for the keys and values of {self.position + y.shape[2]} tokens")
+
+    def gate(self, x: NDArray[np.float32], y: NDArray[np.float32]) -> None:
+        self._gate(self._pool, x.ctypes.data, y.ctypes.data, y.size // y.shape[2], y.shape[2])
 
     def fail(self, error: BaseException) -> None:
         self._failure = error
@@ -257,3 +262,16 @@ class Attention(Operator):
     def close(self) -> None:
         super().close()
         self.kernels.free(self._cache)
+
+
+class Gate(Operator):
+    """[B, S, 2 * width], gate and up side by side -> silu(gate) * up [B, S, width]."""
+
+    def __init__(self, kernels: Kernels, x: Output) -> None:
+        super().__init__(kernels, [x], x.get_partial_shape()[2].get_length() // 2)
+
+    def copied(self, inputs: list[Output]) -> Operator:
+        return Gate(self.kernels, inputs[0])
+
+    def compute(self, y: NDArray[np.float32], *inputs: NDArray[np.float32]) -> None:
+        self.kernels.gate(inputs[0], y)

@@ -96,6 +96,7 @@ def put_kernels(model: "openvino.Model", manifest: Manifest, kernels: "Kernels")
     from edgekit.engines.openvino import substitute
 
     substitute.put_products(model, kernels)
+    substitute.put_gates(model, kernels)
     return manifest.engine.details["kv_cache"] == "float16" and substitute.put_attention(model, kernels)
 
 

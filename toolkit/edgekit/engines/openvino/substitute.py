@@ -8,7 +8,7 @@ from openvino import Model, Node, Output
 
 from edgekit.artifact import Manifest
 from edgekit.cpu import products
-from edgekit.engines.openvino.operators import BITS, LIBRARY, Attention, Kernels, Matrix, Product, Stored
+from edgekit.engines.openvino.operators import BITS, LIBRARY, Attention, Gate, Kernels, Matrix, Product, Stored
 
 VARIABLE, STOCK = "EDGEKIT_OPENVINO_PRODUCTS", "openvino"
 """What the environment may ask for beside edgekit's; by default what is faster here."""
@@ -60,6 +60,18 @@ def put_attention(model: Model, kernels: Kernels) -> bool:
         model.remove_sink(sink)
     model.validate_nodes_and_infer_types()
     return True
+
+
+def put_gates(model: Model, kernels: Kernels) -> None:
+    """In place of silu(gate) * up where both come from one product."""
+    for node in model.get_ordered_ops():
+        if node.get_type_name() != "Multiply" or (swish := node.input_value(0).get_node()).get_type_name() != "Swish":
+            continue
+        gate, up = swish.input_value(0), node.input_value(1)
+        split = gate.get_node()
+        if split.get_type_name() == "VariadicSplit" and up.get_node() == split and (gate.get_index(), up.get_index()) == (0, 1):
+            _replace(node, Gate(kernels, split.input_value(0)))
+    model.validate_nodes_and_infer_types()
 
 
 def new_tokens(attention: Node) -> list[Output]:
