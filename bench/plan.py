@@ -181,7 +181,7 @@ def compare(name: str, target: str, asked: Asked) -> dict[str, object]:
 
 
 def main() -> None:
-    os.environ["EDGEKIT_ONNX_PRODUCTS"] = "onnxruntime"
+    os.environ["EDGEKIT_ONNX_PRODUCTS"], os.environ["EDGEKIT_OPENVINO_PRODUCTS"] = "onnxruntime", "openvino"
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scratch", type=Path, required=True)
     parser.add_argument("--target", action="append")

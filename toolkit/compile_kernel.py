@@ -14,13 +14,14 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 # The arithmetic must stay that of the source: no contraction into fused multiply-adds, no reordering.
 OPTIONS = ("-std=gnu11", "-O3", "-fPIC", "-shared", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fno-tree-slp-vectorize")
 PACKAGE = Path("toolkit") / "edgekit"
+MATMUL = (PACKAGE / "cpu" / "matmul.c", PACKAGE / "cpu" / "panels.c")
 QUANTIZER = PACKAGE / "quant" / "_kernel.so"
 OPERATOR = PACKAGE / "engines" / "onnx" / "_operator.so"
 OPERATORS = PACKAGE / "engines" / "openvino" / "_operators.so"
 TURNS = PACKAGE / "engines" / "qnn" / "_turns.so"
 SOURCES = {
     QUANTIZER: (PACKAGE / "quant" / "kernel.c",),
-    OPERATOR: (PACKAGE / "engines" / "onnx" / "operator.c", PACKAGE / "cpu" / "matmul.c"),
+    OPERATOR: (PACKAGE / "engines" / "onnx" / "operator.c", *MATMUL),
     OPERATORS: (
         PACKAGE / "engines" / "openvino" / "operators.c",
         *(PACKAGE / "cpu" / name for name in ("matmul.c", "attention.c", "gate.c")),

@@ -1,8 +1,9 @@
 """Kernels of our own for processors on which those of the engines leave speed unused; engines bind them.
 
-matmul.h     the products with INT4 and INT8 weights: inputs, outputs, layouts
-matmul.c     for x86-64 with AVX2
-attention.h  causal attention with a cache of keys and values in float16
-attention.c  for x86-64 with AVX2
-products.py  whether they run here, and pay
+matmul.h       the products with INT4 and INT8 weights: inputs, outputs, layouts
+matmul.c       for x86-64 with AVX2: inputs, one row of them, threads; panels.c: several rows; inner.h: what both share
+attention.h    causal attention with a cache of keys and values in float16; attention.c: with AVX2
+gate.h         silu(gate) * up; gate.c: with AVX2
+exponential.h  e^x, for these two
+products.py    whether the products run here, and pay
 """

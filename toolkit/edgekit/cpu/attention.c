@@ -23,7 +23,7 @@ enum {
 };
 
 int edgekit_attention_takes(int64_t heads, int64_t kv_heads, int64_t size) {
-  return kv_heads > 0 && heads % kv_heads == 0 && size > 0 && size % 16 == 0 && size <= SIZE;
+  return __builtin_cpu_supports("f16c") && kv_heads > 0 && heads % kv_heads == 0 && size > 0 && size % 16 == 0 && size <= SIZE;
 }
 
 static int64_t half_of(const edgekit_cache_t *c) { return c->kv_heads * c->size * KEYS; }
