@@ -1,10 +1,11 @@
 """One built artifact for each engine and kind of model, with what its logits should be."""
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
-from contract_subject import CASES, VARIANTS, Logits, Subject
+from contract_subject import CASES, VARIANTS, EngineCase, Logits, Subject
 
 import edgekit
 from edgekit.artifact import load_artifact
@@ -20,18 +21,23 @@ from tiny_artifact import build_tiny
 
 
 def cases() -> Iterator[object]:
-    for engine in ENGINES:
-        marked = CASES[engine].marked
+    for name in dict.fromkeys([*ENGINES, *CASES]):
+        marked = CASES[name].marked
         marks = () if marked is None else (getattr(pytest.mark, marked),)
         for variant in VARIANTS:
-            yield pytest.param((engine, variant), id=f"{engine}-{variant}", marks=marks)
+            yield pytest.param((name, variant), id=f"{name}-{variant}", marks=marks)
 
 
 @pytest.fixture(scope="session", params=cases())
-def subject(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Subject:
-    engine, variant = request.param
-    case = CASES[engine]
-    folder = tmp_path_factory.mktemp(f"{engine}-{variant}")
+def subject(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Subject]:
+    name, variant = request.param
+    with pytest.MonkeyPatch.context() as patched:
+        for key, value in CASES[name].environment.items():
+            patched.setenv(key, value)
+        yield made(CASES[name], CASES[name].engine or name, variant, tmp_path_factory.mktemp(f"{name}-{variant}"))
+
+
+def made(case: EngineCase, engine: str, variant: str, folder: Path) -> Subject:
     try:
         directory = build_tiny(folder, engine, variant, grid=32, options=case.options_for(variant))
         edgekit.load(directory).close()

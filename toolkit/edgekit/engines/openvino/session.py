@@ -1,6 +1,5 @@
 """Running an OpenVINO artifact on plain OpenVINO (no openvino_genai needed)."""
 
-import importlib
 import os
 import weakref
 from collections.abc import Callable, Sequence
@@ -56,12 +55,9 @@ def open_session(
     device, prompt = str(details["device"]), int(details.get("prompt") or 0)
     if details.get("parts") != "CPU":
         check_device(core, device)
-    kernels = own_kernels(manifest, threads or cores())
-    config = (
-        npu.properties(prompt, context, str(details["parts"]))
-        if device == "NPU"
-        else properties(core, manifest, threads or cores(), kernels)
-    )
+    threads = threads or cores()
+    kernels = own_kernels(manifest, threads)
+    config = npu.properties(prompt, context, str(details["parts"])) if device == "NPU" else properties(core, manifest, threads, kernels)
     config |= {"PERF_COUNT": "YES"} if watch is not None else {}
     try:
         model = core.read_model(path)
@@ -85,10 +81,9 @@ def open_session(
 
 def own_kernels(manifest: Manifest, threads: int) -> "Kernels | None":
     """edgekit's own products and attention, where they are faster here. Raises as ``cpu.products.chosen``."""
-    if not importlib.import_module("edgekit.engines.openvino.substitute").chosen(manifest):  # imports openvino, which is there by now
-        return None
-    found: Kernels = importlib.import_module("edgekit.engines.openvino.operators").Kernels(threads)
-    return found
+    from edgekit.engines.openvino import operators, substitute  # these import openvino, which is known to be there by now
+
+    return operators.Kernels(threads) if substitute.chosen(manifest) else None
 
 
 def put_kernels(model: "openvino.Model", manifest: Manifest, kernels: "Kernels") -> bool:
