@@ -22,10 +22,7 @@ TURNS = PACKAGE / "engines" / "qnn" / "_turns.so"
 SOURCES = {
     QUANTIZER: (PACKAGE / "quant" / "kernel.c",),
     OPERATOR: (PACKAGE / "engines" / "onnx" / "operator.c", *MATMUL),
-    OPERATORS: (
-        PACKAGE / "engines" / "openvino" / "operators.c",
-        *(PACKAGE / "cpu" / name for name in ("matmul.c", "attention.c", "gate.c")),
-    ),
+    OPERATORS: (PACKAGE / "engines" / "openvino" / "operators.c", *MATMUL, PACKAGE / "cpu" / "attention.c", PACKAGE / "cpu" / "gate.c"),
     TURNS: (PACKAGE / "engines" / "qnn" / "turns.c", PACKAGE / "engines" / "qnn" / "arena.c"),
 }
 # C++'s exceptions pass through arena.c; and malloc cannot ask for a thread's own variable by calling malloc.

@@ -122,3 +122,9 @@ def test_onnx_runtime_is_told_before_it_starts() -> None:
     )
     modules_after("import os\nos.environ.pop('ORT_DISABLE_TELEMETRY', None)\n" + check.format("1"))
     modules_after(check.format("0"), environment={"ORT_DISABLE_TELEMETRY": "0"})
+
+
+def test_what_was_compiled_can_be_loaded() -> None:
+    """Or whatever it is for would be done without it, and its tests skipped."""
+    for library in sorted(Path(edgekit.__file__).parent.rglob("_*.so")):
+        modules_after(f"import ctypes\nctypes.CDLL({str(library)!r})")
