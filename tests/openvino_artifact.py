@@ -1,6 +1,9 @@
 """Small OpenVINO artifacts, and what they hold read back with OpenVINO's own reader."""
 
+import os
 import shutil
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +27,7 @@ from onnx_artifact import manifest
 
 EXACT: dict[str, OptionValue] = {"precision": "float32", "dynamic_quantization": "off", "kv_cache": "float32", "tokenizer": False}
 """Float32 throughout: what remains against the reference is rounding."""
+TOOLKIT = str(Path(__file__).parents[1] / "toolkit")
 ROUNDING = 5e-5
 """Of logits that reach 3 to 7, float32 kernels against the numpy reference: measured at most 1.4e-5."""
 
@@ -75,3 +79,16 @@ def build(
     exported = export(model, quant, target(options, context), directory, progress)
     shutil.copy(folder / "model" / "config.json", directory)
     return Built(model, quant, directory, exported, manifest(model, exported, min(context, model.decoder.context)))
+
+
+def process_with_session(built: Built, folder: Path, end: str) -> subprocess.CompletedProcess[str]:
+    """A Python process that opens ``session`` and ends with this code."""
+    (folder / "edgekit.json").write_text(built.manifest.to_json(), encoding="utf-8")
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom edgekit.artifact import Manifest\n"
+        "from edgekit.engines.openvino.session import open_session\n"
+        "manifest = Manifest.from_json(Path(sys.argv[2]).read_text(encoding='utf-8'))\n"
+        f"session = open_session(Path(sys.argv[1]), manifest)\n{end}\n"
+    )
+    words = [sys.executable, "-c", code, str(built.directory), str(folder / "edgekit.json")]
+    return subprocess.run(words, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": TOOLKIT})

@@ -3,7 +3,6 @@
 import gc
 import os
 import signal
-import subprocess
 import sys
 import threading
 from collections.abc import Iterator
@@ -31,13 +30,12 @@ from edgekit.engines.openvino.session import OpenvinoSession
 from edgekit.errors import EngineError, EngineMissing, UsageError
 from edgekit.target import OptionValue
 from onnx_artifact import random_tokens
-from openvino_artifact import Built, build
+from openvino_artifact import Built, build, process_with_session
 
 F32 = NDArray[np.float32]
 TOKENS = random_tokens(96)
 SHIPPED: dict[str, OptionValue] = {"tokenizer": False}
 """As intel-cpu has it: precision and dynamic quantization measured, cache in float16."""
-TOOLKIT = str(Path(__file__).parents[2] / "toolkit")
 pytestmark = pytest.mark.skipif(not products.runs(operators.LIBRARY), reason="not compiled here, or no AVX2")
 
 
@@ -88,6 +86,19 @@ def test_attention_is_that_of_float64(kernels: Kernels, heads: int, kv_heads: in
         kernels.position = start
         kernels.attention(cache, y, *new)
         np.testing.assert_allclose(y[0], attended(q[:, start:stop], k[:, :stop], v[:, :stop], start), atol=3e-5, rtol=0)
+    kernels.free(cache)
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf])
+@pytest.mark.parametrize("of", [0, 1, 2])
+def test_what_is_no_number_is_not_attended_away(kernels: Kernels, of: int, wrong: float) -> None:
+    """A query, key or value that is none, or beyond float16, makes what attends to it none; a value also earlier tokens of its call."""
+    new = [np.ones((1, 1, 3, 16), np.float32) for _ in range(3)]
+    new[of][0, 0, 1] = wrong
+    cache, y = Cache(1, 1, 16, 0.25, None, 0), np.empty((1, 1, 3, 16), np.float32)
+    kernels.attention(cache, y, *new)
+    finite = [[True, False, True], [True, False, False], [False, False, False]][of]
+    assert np.isfinite(y[0, 0]).all(axis=-1).tolist() == finite
     kernels.free(cache)
 
 
@@ -262,15 +273,7 @@ FAILS = "session._held.kernels._product = lambda *_: -1\ntry: session.forward([4
 )
 def test_a_session_that_is_left_in_any_state_ends_the_process_well(phi: Built, tmp_path: Path, end: str) -> None:
     """A request that gives up operators without Python's lock would abort the process."""
-    (tmp_path / "edgekit.json").write_text(phi.manifest.to_json(), encoding="utf-8")
-    code = (
-        "import sys\nfrom pathlib import Path\nfrom edgekit.artifact import Manifest\n"
-        "from edgekit.engines.openvino.session import open_session\n"
-        "manifest = Manifest.from_json(Path(sys.argv[2]).read_text(encoding='utf-8'))\n"
-        f"session = open_session(Path(sys.argv[1]), manifest)\nsession.forward([1, 2, 3])\n{end}\n"
-    )
-    words = [sys.executable, "-c", code, str(phi.directory), str(tmp_path / "edgekit.json")]
-    done = subprocess.run(words, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": TOOLKIT})
+    done = process_with_session(phi, tmp_path, f"session.forward([1, 2, 3])\n{end}")
     assert (done.returncode, done.stderr) == (0, "")
 
 

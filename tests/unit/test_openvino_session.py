@@ -24,7 +24,7 @@ from edgekit.engines.openvino.settings import Settings, choose, fastest
 from edgekit.errors import ContextOverflow, EngineError, EngineMissing, UsageError
 from edgekit.resources import release
 from onnx_artifact import random_tokens
-from openvino_artifact import ROUNDING, Built, build
+from openvino_artifact import ROUNDING, Built, build, process_with_session
 
 TOKENS = random_tokens(96)
 TOOLKIT = str(Path(__file__).parents[2] / "toolkit")
@@ -118,17 +118,8 @@ def test_what_cannot_be_is_refused(session: OpenvinoSession) -> None:
 @pytest.mark.parametrize("end", ["pass", "session.close()", "del session", "session.forward([1])"])
 def test_a_session_that_is_left_in_any_state_ends_the_process_well(llama: Built, tmp_path: Path, end: str) -> None:
     """Its first inference goes on in the background, and OpenVINO aborts a process whose threads are inside it."""
-    (tmp_path / "edgekit.json").write_text(llama.manifest.to_json(), encoding="utf-8")
-    code = (
-        "import sys\nfrom pathlib import Path\nfrom edgekit.artifact import Manifest\n"
-        "from edgekit.engines.openvino.session import open_session\n"
-        "manifest = Manifest.from_json(Path(sys.argv[2]).read_text(encoding='utf-8'))\n"
-        f"session = open_session(Path(sys.argv[1]), manifest)\n{end}\n"
-    )
-    environment = {**os.environ, "PYTHONPATH": TOOLKIT}
-    words = [sys.executable, "-c", code, str(llama.directory), str(tmp_path / "edgekit.json")]
     for _ in range(3):
-        done = subprocess.run(words, capture_output=True, text=True, env=environment)
+        done = process_with_session(llama, tmp_path, end)
         assert (done.returncode, done.stderr) == (0, "")
 
 

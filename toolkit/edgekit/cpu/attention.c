@@ -7,7 +7,7 @@
 #include "attention.h"
 
 #if defined(__x86_64__) && defined(__GNUC__)
-#include "exponential.h"
+#include "floats.h"
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -37,7 +37,6 @@ int edgekit_cache_reserve(edgekit_cache_t *cache, int64_t tokens) {
   for (; cache->count < wanted; cache->count++) {
     chunks[cache->count] = aligned_alloc(64, sizeof(uint16_t) * 2 * (size_t) half_of(cache));
     if (!chunks[cache->count]) return -1;
-    memset(chunks[cache->count], 0, sizeof(uint16_t) * 2 * (size_t) half_of(cache)); /* a key that is none yet must be a number */
   }
   return 0;
 }
@@ -133,9 +132,7 @@ INLINE float weigh(float *scores, int64_t seen, float *most, float *rescale) {
   for (int64_t i = seen; i < KEYS; i++) scores[i] = -INFINITY;
   __m256 top = _mm256_loadu_ps(scores), all = _mm256_setzero_ps();
   for (int i = 8; i < KEYS; i += 8) top = _mm256_max_ps(top, _mm256_loadu_ps(scores + i));
-  __m128 h = _mm_max_ps(_mm256_castps256_ps128(top), _mm256_extractf128_ps(top, 1));
-  h = _mm_max_ps(h, _mm_movehl_ps(h, h));
-  float largest = fmaxf(*most, _mm_cvtss_f32(_mm_max_ss(h, _mm_movehdup_ps(h))));
+  float largest = fmaxf(*most, largest_of(top));
   *rescale = expf(*most - largest), *most = largest;
   for (int i = 0; i < KEYS; i += 8) {
     __m256 score = _mm256_loadu_ps(scores + i);
@@ -144,9 +141,7 @@ INLINE float weigh(float *scores, int64_t seen, float *most, float *rescale) {
     _mm256_storeu_ps(scores + i, e);
     all = _mm256_add_ps(all, e);
   }
-  h = _mm_add_ps(_mm256_castps256_ps128(all), _mm256_extractf128_ps(all, 1));
-  h = _mm_add_ps(h, _mm_movehl_ps(h, h));
-  return _mm_cvtss_f32(_mm_add_ss(h, _mm_movehdup_ps(h)));
+  return sum_of(all);
 }
 
 INLINE void scale_row(float *row, int64_t size, float by) {

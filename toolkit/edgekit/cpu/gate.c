@@ -4,7 +4,7 @@
 #include "gate.h"
 
 #if defined(__x86_64__) && defined(__GNUC__)
-#include "exponential.h"
+#include "floats.h"
 
 #define AVX2 __attribute__((target("avx2,fma")))
 

@@ -14,6 +14,7 @@
 const int edgekit_matmul_version = 3; /* of the interface, products.py's VERSION */
 
 #if defined(__x86_64__) && defined(__GNUC__)
+#include "floats.h"
 #include <cpuid.h>
 #include <math.h>
 
@@ -66,9 +67,7 @@ INLINE void quantize_group(const float *x, int bits, int group, int8_t *unit, in
     top = _mm256_max_ps(top, _mm256_and_ps(v, magnitude));
     odd = _mm256_or_ps(odd, _mm256_cmp_ps(v, v, _CMP_UNORD_Q));
   }
-  __m128 h = _mm_max_ps(_mm256_castps256_ps128(top), _mm256_extractf128_ps(top, 1));
-  h = _mm_max_ps(h, _mm_movehl_ps(h, h));
-  float largest = _mm_cvtss_f32(_mm_max_ss(h, _mm_movehdup_ps(h)));
+  float largest = largest_of(top);
   /* Where an input is no finite number, no product is one. */
   *scale = _mm256_movemask_ps(odd) || !isfinite(largest) ? NAN : largest / 127;
   __m256i sum = _mm256_setzero_si256();
