@@ -34,11 +34,11 @@ oracle: $(VENV)/oracle.stamp
 emulated: $(VENV)/test.stamp
 	$(BIN)/python -m pytest -m emulated
 
-# Coverage-guided, by atheris, which only this needs; header, config, manifest and template readers one after the other.
+# Coverage-guided, by atheris, which only this needs; header, config, manifest, template and tokenizer readers one after the other.
 FUZZ_SECONDS ?= 600
 fuzz: $(VENV)/test.stamp
 	$(BIN)/python -m pip install --quiet "atheris>=2.3"
-	for reader in header config manifest template; do \
+	for reader in header config manifest template tokenizer; do \
 		$(BIN)/python tests/fuzz/fuzz.py $$reader -max_total_time=$(FUZZ_SECONDS) -print_final_stats=1 || exit 1; done
 
 docs: $(VENV)/test.stamp

@@ -6,7 +6,7 @@ which may also render.
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +128,12 @@ def tokenizers(folder: Path) -> dict[str, bytes]:
     def model(**change: Any) -> bytes:
         return but(model=good["model"] | change)
 
+    def split(pattern: str) -> dict[str, Any]:
+        return {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
+
+    def row(normalizer: dict[str, Any], times: int) -> dict[str, Any]:
+        return {"type": "Sequence", "normalizers": [normalizer] * times}
+
     nested: Any = {"type": "Lowercase"}
     for _ in range(100):
         nested = {"type": "Sequence", "normalizers": [nested]}
@@ -149,12 +155,62 @@ def tokenizers(folder: Path) -> dict[str, bytes]:
         "an id of 400 digits": model(vocab={"a": 10**400}),
         "merges of what is not there": model(merges=[["x", "yz"]]),
         "a model nobody knows": model(type="Pickle"),
-        "half": json.dumps(good).encode()[:-30],
+        "something wherever nothing is": but(normalizer=row({"type": "Replace", "pattern": {"Regex": ""}, "content": "a"}, 40)),
+        "twice what a letter comes before": but(normalizer=row({"type": "Replace", "pattern": {"Regex": "(?=a)"}, "content": "a"}, 40)),
+        "much in front of everything": but(normalizer=row({"type": "Prepend", "prepend": "a" * 1_000_000}, 100)),
+        "a pattern that goes back and back": but(pre_tokenizer=split("(a+)+$")),
+        "a replacement that goes back and back": but(normalizer={"type": "Replace", "pattern": {"Regex": "(a|aa|a?)+$"}, "content": "b"}),
     }
 
 
-HARMLESS = frozenset({"namespaces in each other", "a power", "many entries", "a long name", "many blocks", "many macros", "many sets"})
-"""Templates that are odd and do no harm: they may also render."""
+def costly_tokenizers(folder: Path) -> dict[str, bytes]:
+    """Whole tokenizer.json files that do open, and of which long words, or the file itself, may take all the time or memory."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "config.json", {})
+    write_tokenizer(folder)
+    good = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+
+    def but(**change: Any) -> bytes:
+        return json.dumps(good | change).encode()
+
+    def added(contents: Iterable[str], **flags: bool) -> list[dict[str, Any]]:
+        plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": False}
+        return [{"id": 400 + i, "content": text, **plain, **flags} for i, text in enumerate(contents)]
+
+    letters = {"[UNK]": 0, "a": 1, "##a": 2, **{"##" + "a" * n: n + 1 for n in range(2, 60)}}
+    wordpiece = {"type": "WordPiece", "unk_token": "[UNK]", "continuing_subword_prefix": "##", "max_input_chars_per_word": 1 << 40}
+    pieces = [["<unk>", 0.0], *(["a" * n, -float(n)] for n in range(1, 400))]
+    special = {"id": "<s>", "ids": [1] * 100_000, "tokens": ["<s>"] * 100_000}
+    return {
+        "a pattern that looks behind and back": but(
+            pre_tokenizer={"type": "Split", "pattern": {"Regex": "(?=(a*)*b)x"}, "behavior": "Isolated", "invert": False}
+        ),
+        "a decoder with a pattern that goes back": but(
+            decoder={
+                "type": "Sequence",
+                "decoders": [{"type": "Replace", "pattern": {"Regex": "(.|..)+$x"}, "content": "b"}, good["decoder"]],
+            }
+        ),
+        "half": json.dumps(good).encode()[:-30],
+        "the good one": json.dumps(good).encode(),
+        "words without end in pieces": but(model={**wordpiece, "vocab": letters}, pre_tokenizer=None),
+        "pieces of every length": but(model={"type": "Unigram", "unk_id": 0, "vocab": pieces, "byte_fallback": False}, pre_tokenizer=None),
+        "a hundred thousand added tokens": but(added_tokens=added(f"<{i}>" for i in range(100_000))),
+        "added tokens of a million letters": but(added_tokens=added("a" * 1_000_000 + str(i) for i in range(20))),
+        "added tokens that take all spaces": but(added_tokens=added(("<x>",), lstrip=True, rstrip=True)),
+        "a vocabulary of one long token": but(model=good["model"] | {"vocab": good["model"]["vocab"] | {"b" * 30_000_000: 500}}),
+        "much in front of each text": but(
+            post_processor={
+                "type": "TemplateProcessing",
+                "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}] * 1000,
+                "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 0}}],
+                "special_tokens": {"<s>": special},
+            }
+        ),
+        "splits without end": but(pre_tokenizer={"type": "Sequence", "pretokenizers": [{"type": "Whitespace"}] * 5000}),
+        "lower case a thousand times": but(normalizer={"type": "Sequence", "normalizers": [{"type": "NFKD"}, {"type": "NFKC"}] * 500}),
+    }
+
 
 TEMPLATES: dict[str, str] = {
     "attributes": "{{ ''.__class__.__mro__[1].__subclasses__() }}{{ 1 / 0 }}",
@@ -255,6 +311,28 @@ TEMPLATES: dict[str, str] = {
     "many macros": "".join(f"{{% macro a{i}() %}}{{% endmacro %}}" for i in range(3500)),
     "many sets": "{% set a=1 %}" * 15000,
     "lstrip re": "{{ ' '*9999999 ~ 'a' }}|trim",
+    "rfind": "{% set a='a'*9000000 %}{% for i in range(99999) %}{% set b = a.rfind('b') %}{% endfor %}",
+    "rsplit": "{% set a='a '*4000000 %}{% for i in range(99999) %}{% set b = a.rsplit(' ') %}{% endfor %}",
+    "list.count": "{% set a=range(99999)|list %}{% for i in range(99999) %}{% set b = a.count('x') %}{% endfor %}",
+    "list.index": "{% set a=range(99999)|list %}{% for i in range(99999) %}{% set b = a.index(99998) %}{% endfor %}",
+    "range.count": "{% for i in range(99999) %}{% set b = range(99999).count('x') %}{% endfor %}",
+    "range.index": "{% for i in range(99999) %}{% set b = range(99999).index(99998.0) %}{% endfor %}",
+    "punycode": "{{ ('é'*200000 ~ 'a'*200000).encode('punycode') }}",
+    "unpunycode": "{{ ('a'*200000 ~ '-' ~ 'z9'*90000).encode().decode('punycode') }}",
+    "idna": "{{ ('é'*2000000).encode('idna') }}",
+    "namereplace": "{{ ('\U0001f600'*9000000).encode('ascii', 'namereplace') }}",
+    "backslashreplace": "{{ ('\U0001f600'*90000000).encode('ascii', 'backslashreplace') }}",
+    "zlib": "{% set a=('a'*9000000).encode() %}{% for i in range(99999) %}{% set b = a.decode('zlib') %}{% endfor %}",
+    "deep tuple": "{% set ns = namespace(x=1) %}{% for i in range(99999) %}{% set ns.x = (ns.x,) %}{% endfor %}{{ messages[ns.x] }}",
+    "wide tuple": "{% set ns = namespace(x=1) %}{% for i in range(90) %}{% set ns.x = (ns.x,ns.x) %}{% endfor %}{{ messages[ns.x] }}",
+    "raise a list": "{{ raise_exception([[['a'*1000]*1000]*1000]*1000) }}",
+    "raise nested": "{% set ns = namespace(x=[1]) %}{% for i in range(90) %}{% set ns.x = [ns.x,ns.x] %}{% endfor %}{{ raise_exception(ns.x) }}",  # noqa: E501
+    "undefined of": "{% set ns = namespace(x=[1]) %}{% for i in range(90) %}{% set ns.x = [ns.x,ns.x] %}{% endfor %}{{ ns.x[ns.x].y }}",
+    "changed": "{% set a=range(99999)|list %}{% for i in range(99999) %}{% if loop.changed(a ~ i) %}{% endif %}{% endfor %}",
+    "changed lists": "{% for i in range(99999) %}{% if loop.changed(range(99999)|list) %}{% endif %}{% endfor %}",
+    "casefold": "{% set a='ΐ'*9000000 %}{% for i in range(99999) %}{% set b = a.casefold() %}{% endfor %}",
+    "partition": "{% set a='a'*9000000 %}{% for i in range(99999) %}{% set b = a.rpartition('b') %}{% endfor %}",
+    "big number": "{% set ns = namespace(x=9) %}{% for i in range(60) %}{% set ns.x = ns.x * ns.x %}{% endfor %}",
     "cyc": "{% set c = cycler(1,2) %}{% for i in range(99999) %}{% for j in range(99999) %}{{ c.next() }}{% endfor %}{% endfor %}",
 }
 

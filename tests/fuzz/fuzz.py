@@ -11,6 +11,9 @@ Half of the inputs are bytes as they come, half are edits of a valid document (s
 import contextlib
 import copy
 import json
+import os
+import random
+import resource
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -22,15 +25,19 @@ import atheris
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent), str(HERE.parent.parent / "toolkit")]
 
-with atheris.instrument_imports(include=["edgekit", "jinja2"], enable_loader_override=False):
-    from edgekit import artifact, checkpoint, models, records  # noqa: F401
+with atheris.instrument_imports(include=["edgekit"], enable_loader_override=False):
+    from edgekit import artifact, checkpoint, confine, models, records  # noqa: F401
     from edgekit.errors import EdgekitError
-    from edgekit.runtime import chat
+    from edgekit.runtime import chat, tokenizer
 
-from checkpoints import CHAT_TEMPLATE, VARIANTS  # noqa: E402
+from checkpoints import CHAT_TEMPLATE, VARIANTS, write_json, write_tokenizer  # noqa: E402
 
 TIMEOUT, MEMORY = 10, 2048
 """Seconds and MB of one input."""
+KEPT = 100
+"""Inputs that one process for texts is given."""
+SLOWEST = 600
+"""Seconds on the clock for texts, whose limits are of processor time: what they are asserted to take is that (see Within)."""
 
 WEIRD: tuple[Any, ...] = (
     *(None, True, False, 0, 1, -1, 2, 3, 7, 24, 1 << 31, 1 << 63, 1 << 64, -(1 << 63), 10**400, 0.0, -0.5, 1.5, 1e30, 1e308, 1e-320),
@@ -159,14 +166,146 @@ def manifest(data: atheris.FuzzedDataProvider, folder: Path) -> None:
     assert artifact.Manifest.from_json(loaded.to_json()) == loaded
 
 
+class Within:
+    """Templates and tokenizers are read in a process of its own, with limits: here it is seen to that these hold for every input.
+
+    What its cost allows for opening, trying and each request counts together; a process takes a little more until it is ended.
+    """
+
+    def __init__(self, name: str, requests: tuple[confine.Cost, ...], memory: int) -> None:
+        self.name, self.memory = name, memory
+        self.seconds = sum(cost.seconds for cost in requests) + 1.0
+        self.runs, self.worst, self.most = 0, 0.0, 0
+        self._process: confine.Confined | None = None
+
+    @contextlib.contextmanager
+    def run(self) -> Iterator[confine.Confined]:
+        """A process that has had at most KEPT inputs before: starting one takes longer than most of them."""
+        if self._process is None:
+            self._process = confine.Confined(chat.WORK)
+        before = self._spent()
+        try:
+            yield self._process
+        finally:
+            spent = self._spent() - before
+            self.runs, self.worst = self.runs + 1, max(self.worst, spent)
+            if self.runs % KEPT == 0 or self._process._process is None:
+                self._process.close()
+                self._process = None
+                self.most = max(self.most, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss << 10)
+            if spent > self.seconds or self.most > self.memory:
+                raise AssertionError(f"{spent:.1f} s, {self.most >> 20} MB: over {self.seconds:.0f} s or {self.memory >> 20} MB")
+            if self.runs % 200 == 0:
+                limits = f"limits {self.seconds:.0f} s and {self.memory >> 20} MB"
+                print(f"{self.name}: {self.runs} runs, at most {self.worst:.2f} s and {self.most >> 20} MB; {limits}", file=sys.stderr)
+
+    def _spent(self) -> float:
+        """Processor seconds of all processes so far: those that have ended, and the one that has not."""
+        ended = resource.getrusage(resource.RUSAGE_CHILDREN)
+        running = self._process._process if self._process is not None else None
+        alive = 0.0
+        if running is not None:
+            figures = Path(f"/proc/{running._popen.pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
+            alive = (int(figures[11]) + int(figures[12])) / os.sysconf("SC_CLK_TCK")
+        return ended.ru_utime + ended.ru_stime + alive
+
+
+IN_TEMPLATE = Within("template", (chat.COST, chat.COST), chat.COST.memory * 2)
+TEXT = "aaaaaaaaaa<|user|> naïve 12,345  \n\u4f60\u597d " * 400
+IN_TOKENIZER = Within(
+    "tokenizer",
+    (tokenizer.open_cost(100_000), tokenizer.PROBE, tokenizer.encode_cost(len(TEXT.encode())), tokenizer.DECODE, tokenizer.WHOLE),
+    confine.MEMORY,
+)
+
+
 def template(data: atheris.FuzzedDataProvider, folder: Path) -> None:
     if data.ConsumeIntInRange(0, 2):
         parts = (data.PickValueInList(list(PIECES)) for _ in range(data.ConsumeIntInRange(1, 12)))
         source = "".join(part if data.ConsumeIntInRange(0, 7) else data.ConsumeUnicode(6) for part in parts)
     else:
         source = data.ConsumeUnicode(1 << 12)
-    compiled = chat.ChatTemplate(source, {"bos_token": "<s>", "eos_token": "</s>"})
-    compiled.render([{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ha"}], now=chat.VECTOR_TIME)
+    with IN_TEMPLATE.run() as process:
+        compiled = chat.ChatTemplate(source, {"bos_token": "<s>", "eos_token": "</s>"}, process)
+        compiled.render([{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ha"}], now=chat.VECTOR_TIME)
+
+
+NORMALIZERS: tuple[Any, ...] = (
+    *({"type": kind} for kind in ("NFC", "NFKD", "NFKC", "Lowercase", "StripAccents", "Nmt", "ByteLevel")),
+    *({"type": "Prepend", "prepend": "a" * n} for n in (1, 100, 1_000_000)),
+    {"type": "Strip", "strip_left": True, "strip_right": True},
+    {"type": "BertNormalizer", "clean_text": True, "handle_chinese_chars": True, "strip_accents": None, "lowercase": True},
+    *(
+        {"type": "Replace", "pattern": pattern, "content": content}
+        for pattern in (
+            {"String": "a"},
+            {"String": ""},
+            {"Regex": ""},
+            {"Regex": "(?=a)"},
+            {"Regex": "(a+)+$"},
+            {"Regex": "."},
+            {"Regex": "(a|aa|)*b"},
+        )
+        for content in ("", "a", "aa", "a" * 10_000)
+    ),
+)
+PRETOKENIZERS: tuple[Any, ...] = (
+    *({"type": kind} for kind in ("Whitespace", "WhitespaceSplit", "BertPreTokenizer", "UnicodeScripts")),
+    {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
+    {"type": "Digits", "individual_digits": True},
+    {"type": "Punctuation", "behavior": "Isolated"},
+    {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": True},
+    *(
+        {"type": "Split", "pattern": {"Regex": pattern}, "behavior": behavior, "invert": invert}
+        for pattern in (r"(a+)+$", r"(\s*)*x", "", r"(?=(.*)*b)", r"(.|..)+$x", r"\p{L}+|\p{N}{1,3}", r"(?<=a)a{1,9999}", "(((a*)*)*)*b")
+        for behavior in ("Isolated", "Removed", "MergedWithPrevious")
+        for invert in (False, True)
+    ),
+)
+MODELS: tuple[Any, ...] = (
+    {
+        "type": "WordPiece",
+        "unk_token": "a",
+        "continuing_subword_prefix": "",
+        "max_input_chars_per_word": 1 << 40,
+        "vocab": {"a" * n: n for n in range(1, 90)},
+    },
+    {"type": "Unigram", "unk_id": 0, "vocab": [["<u>", 0.0], *(["a" * n, -1.0 * n] for n in range(1, 200))], "byte_fallback": False},
+    {"type": "WordLevel", "unk_token": "a", "vocab": {"a": 0}},
+    {"type": "BPE", "vocab": {"a" * (1 << n): n for n in range(16)}, "merges": [["a" * (1 << n)] * 2 for n in range(15)]},
+)
+
+
+def nested(data: atheris.FuzzedDataProvider, parts: tuple[Any, ...], key: str) -> Any:
+    """One of ``parts``, several, or some many times over."""
+    chosen = [data.PickValueInList(list(parts)) for _ in range(data.ConsumeIntInRange(1, 6))]
+    times = data.PickValueInList([1, 1, 1, 3, 40, 1000])
+    return chosen[0] if len(chosen) == 1 and times == 1 else {"type": "Sequence", key: chosen * times}
+
+
+def texts(data: atheris.FuzzedDataProvider, folder: Path) -> None:
+    if not (folder / "good.json").is_file():
+        write_json(folder / "config.json", {})
+        write_tokenizer(folder)
+        (folder / "tokenizer.json").rename(folder / "good.json")
+    good = json.loads((folder / "good.json").read_text(encoding="utf-8"))
+    kind = data.ConsumeIntInRange(0, 3)
+    if kind == 0:
+        content = text_of(data, good)
+    else:
+        if kind & 1:
+            good["normalizer"] = nested(data, NORMALIZERS, "normalizers")
+        if kind & 2:
+            good["pre_tokenizer"] = nested(data, PRETOKENIZERS, "pretokenizers")
+        if data.ConsumeIntInRange(0, 2) == 0:
+            good["model"] = data.PickValueInList(list(MODELS))
+        content = json.dumps(edited(data, good) if data.ConsumeIntInRange(0, 3) == 0 else good).encode()
+    (folder / "tokenizer.json").write_bytes(content)
+    with IN_TOKENIZER.run() as process:
+        opened = tokenizer.open_tokenizer(folder, process=process)
+        ids = opened.backend.encode(TEXT)
+        opened.backend.decode(ids)
+        opened.backend.fewest(TEXT)
 
 
 READERS: dict[str, Callable[[atheris.FuzzedDataProvider, Path], None]] = {
@@ -174,6 +313,7 @@ READERS: dict[str, Callable[[atheris.FuzzedDataProvider, Path], None]] = {
     "config": config,
     "manifest": manifest,
     "template": template,
+    "tokenizer": texts,
 }
 
 
@@ -187,6 +327,8 @@ def seeds(name: str) -> Iterator[bytes]:
         yield json.dumps(MANIFEST).encode()
     else:
         yield CHAT_TEMPLATE.encode()
+        for number in range(64):  # what libFuzzer begins with is short; a tokenizer or template of many parts takes many choices
+            yield random.Random(number).randbytes(200)
 
 
 def main() -> None:
@@ -205,7 +347,17 @@ def main() -> None:
 
     given = [argument for argument in sys.argv[1:] if not argument.startswith("-")]
     corpus = [] if given else [str(folder / "corpus")]
-    atheris.Setup([sys.argv[0], f"-timeout={TIMEOUT}", f"-rss_limit_mb={MEMORY}", "-len_control=10", *sys.argv[1:], *corpus], one)
+    atheris.Setup(
+        [
+            sys.argv[0],
+            f"-timeout={SLOWEST if name in ('template', 'tokenizer') else TIMEOUT}",
+            f"-rss_limit_mb={MEMORY}",
+            "-len_control=10",
+            *sys.argv[1:],
+            *corpus,
+        ],
+        one,
+    )
     atheris.Fuzz()
 
 

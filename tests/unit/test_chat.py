@@ -1,6 +1,7 @@
 """Chat templates: what they may do, what they may not, and that an error names the line."""
 
 import contextlib
+import functools
 import json
 from collections import UserDict
 from datetime import datetime
@@ -14,14 +15,23 @@ import pytest
 from chat_templates import CHATS, TEMPLATES, TOOLS
 from checkpoints import write_json
 from edgekit.artifact import ChatVector, Message
+from edgekit.confine import Confined, Cost
 from edgekit.errors import ArtifactError, TemplateError, UsageError
-from edgekit.runtime.chat import VECTOR_TIME, ChatTemplate, check_template, open_template, special_tokens
+from edgekit.runtime import chat
+from edgekit.runtime.chat import VECTOR_TIME, WORK, ChatTemplate, check_template, open_template, special_tokens
 
 USER = [{"role": "user", "content": "hi"}]
+SHARED = Confined(WORK)
+"""A process for all of them: one takes a tenth of a second to start."""
+
+
+@functools.cache
+def compiled(source: str) -> ChatTemplate:
+    return ChatTemplate(source, {"bos_token": "<s>", "eos_token": "</s>"}, SHARED)
 
 
 def render(source: str, messages: object = USER, **options: object) -> str:
-    return ChatTemplate(source, {"bos_token": "<s>", "eos_token": "</s>"}).render(messages, **options)
+    return compiled(source).render(messages, **options)
 
 
 def test_what_a_template_is_given() -> None:
@@ -106,14 +116,15 @@ def test_nothing_outside_can_be_reached(source: str) -> None:
         "{% for i in range(10 ** 9) %}{% endfor %}",
     ],
 )
-def test_what_would_take_all_memory_is_stopped_early(source: str) -> None:
+def test_what_would_take_all_memory_is_stopped_early(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chat, "COST", Cost(seconds=0.5, memory=chat.COST.memory))
     with pytest.raises(TemplateError):
-        render(source)
+        ChatTemplate(source, {}).render(USER)
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
-def test_counting_the_work_changes_no_text(name: str) -> None:
-    """The same as in Jinja's own sandbox, for templates of real families and for what ours replaces: ~, comparisons, literals, slices."""
+def test_the_text_is_that_of_jinjas_own_sandbox(name: str) -> None:
+    """In another process too, for templates of real families and for a walk through the language."""
     odd = (
         "{{ [1, 'a', {'b': (2, 3)}] }}{{ {'k': messages[0].role} }}{{ messages[1:] | length }}{{ 'x' ~ 1 ~ none ~ [1] }}"
         "{{ 1 < 2 <= 2 }}{{ 'a' in 'cat' }}{{ 2 not in [1] }}{% for a, b in {'x': 1}.items() if b == 1 %}{{ loop.index }}"
@@ -132,15 +143,15 @@ def test_counting_the_work_changes_no_text(name: str) -> None:
     plain.filters["tojson"] = lambda value, indent=None: json.dumps(value, ensure_ascii=False, indent=indent)
     plain.globals["raise_exception"] = lambda message: 1 / 0
     for source in (TEMPLATES[name], odd):
-        for chat, tools, ask in product(CHATS, (None, TOOLS), (True, False)):
-            variables = {"messages": chat, "tools": tools, "add_generation_prompt": ask, "bos_token": "<s>", "eos_token": "</s>"}
+        for messages, tools, ask in product(CHATS, (None, TOOLS), (True, False)):
+            variables = {"messages": messages, "tools": tools, "add_generation_prompt": ask, "bos_token": "<s>", "eos_token": "</s>"}
             try:
                 wanted = plain.from_string(source).render(variables, strftime_now=VECTOR_TIME.strftime)
             except ZeroDivisionError:
                 with pytest.raises(TemplateError, match="refuses"):
-                    render(source, chat, tools=tools, add_generation_prompt=ask)
+                    render(source, messages, tools=tools, add_generation_prompt=ask)
             else:
-                assert render(source, chat, tools=tools, add_generation_prompt=ask, now=VECTOR_TIME) == wanted
+                assert render(source, messages, tools=tools, add_generation_prompt=ask, now=VECTOR_TIME) == wanted
 
 
 def test_only_plain_data_gets_in() -> None:
@@ -148,6 +159,30 @@ def test_only_plain_data_gets_in() -> None:
     assert render("{{ messages[0].content[0].text }}", [{"role": "user", "content": ({"type": "text", "text": "x"},)}]) == "x"
     with pytest.raises(UsageError, match=r"messages\[0\]\.content: .* not PosixPath|not WindowsPath"):
         render("", [{"role": "user", "content": Path("x")}])
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "a" * 10_000_001,
+        ["a"] * 200_000,
+        functools.reduce(lambda inner, _: [inner], range(80), "a"),
+        functools.reduce(lambda inner, _: [inner, inner], range(40), "a"),
+        {("a", "b"): 1},
+    ],
+)
+def test_what_is_given_has_bounds_too(content: object) -> None:
+    with pytest.raises(UsageError, match="messages"):
+        render("{{ messages }}", [{"role": "user", "content": content}])
+
+
+def test_any_plain_data_arrives_as_it_is() -> None:
+    """The other process is another interpreter: keys that are numbers, halves of characters and numbers that JSON has not get there."""
+    odd = {"n": {1: 2, None: 3.5}, "big": 1 << 90, "inf": float("inf"), "half": "\ud800"}
+    assert render("{{ messages[0].half }}", [{"role": "user", **odd}]) == "\ud800"
+    assert (
+        render("{{ messages[0].n }} {{ messages[0].big }} {{ messages[0].inf }}", [{"role": "user", **odd}]) == f"{odd['n']} {1 << 90} inf"
+    )
 
 
 def test_messages_are_not_changed() -> None:

@@ -8,7 +8,6 @@ import sys
 import textwrap
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -17,8 +16,6 @@ from checkpoints import make_checkpoint
 from edgekit.artifact import load_artifact
 from edgekit.companions import companion_files
 from edgekit.errors import CheckpointError
-from edgekit.runtime.bounded import WORK
-from edgekit.runtime.chat import ChatTemplate
 from tiny_artifact import build_tiny, write_target
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="macOS and Windows do not limit address space")
@@ -32,10 +29,22 @@ RUN = """
     from edgekit.artifact import load_artifact
     from edgekit.build import build
     from edgekit.errors import EdgekitError
-    from edgekit.runtime.chat import ChatTemplate
+    from edgekit.confine import Confined, Cost
+    from edgekit.runtime import chat, tokenizer
+
+    # Less than outside of tests, so that they end sooner.
+    chat.COST = Cost(0.5, chat.COST.memory)
+    tokenizer.encode_cost = lambda size: Cost(1, 256 << 20)
 
     def template(source):
-        ChatTemplate(source, {"eos_token": "</s>"}).render([{"role": "user", "content": "hi"}])
+        chat.ChatTemplate(source, {"eos_token": "</s>"}).render([{"role": "user", "content": "hi"}])
+
+    def texts(directory):
+        opened = tokenizer.open_tokenizer(Path(directory))
+        for text in ("a" * 300_000, " ".join(["ab <x>"] * 50_000)):
+            opened.decode(opened.encode(text)[:1000])
+            opened.backend.encode(text)
+        opened.backend.fewest(text)
 
     def built(directory):
         build(directory, target=place / "target.toml", output=place / "out", cached=False)
@@ -54,7 +63,7 @@ RUN = """
         print(json.dumps(["begin", name]), flush=True)
         signal.setitimer(signal.ITIMER_PROF, int(sys.argv[4]))
         try:
-            {"template": template, "form": form, "build": lambda d: built(Path(d)), "artifact": load_artifact}[kind](given)
+            {"template": template, "texts": texts, "form": form, "build": lambda d: built(Path(d)), "artifact": load_artifact}[kind](given)
             ended = ["nothing", ""]
         except EdgekitError as error:
             ended = [type(error).__name__, str(error)]
@@ -62,6 +71,7 @@ RUN = """
             ended = ["UNTYPED " + type(error).__name__, str(error)[:500]]
         signal.setitimer(signal.ITIMER_PROF, 0)
         print(json.dumps(["end", name, *ended]), flush=True)
+    print(json.dumps(["most", resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss << 10]), flush=True)
 """
 
 
@@ -80,6 +90,8 @@ def answers(kind: str, given: Mapping[str, object], place: Path) -> dict[str, tu
     )
     lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('["')]
     assert done.returncode == 0, f"{lines[-1] if lines else None} ended the process: {done.returncode} {done.stderr[-2000:]}"
+    most = max(line[1] for line in lines if line[0] == "most")
+    assert most < 400 << 20, f"a process that was to be held took {most >> 20} MB"
     return {line[1]: (line[2], line[3]) for line in lines if line[0] == "end"}
 
 
@@ -117,10 +129,17 @@ def test_tokenizers(tmp_path: Path) -> None:
     check(answers("build", laid_out(tmp_path, "llama", "tokenizer.json", files), tmp_path), files, "CheckpointError", "ConfigError")
 
 
+def test_tokenizers_in_use(tmp_path: Path) -> None:
+    files = hostile.costly_tokenizers(tmp_path / "tokenizer")
+    check(answers("texts", laid_out(tmp_path, "llama", "tokenizer.json", files), tmp_path), files, "ArtifactError", "nothing")
+
+
 def test_templates(tmp_path: Path) -> None:
+    """Many are stopped for what they take; what renders, or fails by itself, within that does no harm."""
     found = answers("template", hostile.TEMPLATES, tmp_path)
     check(found, hostile.TEMPLATES, "TemplateError", "nothing")
-    assert {name for name, (kind, _) in found.items() if kind == "nothing"} <= hostile.HARMLESS
+    stopped = [name for name, (_, message) in found.items() if "out of bounds" in message]
+    assert {"nested loops", "rfind", "list.count", "range.count", "raise nested", "changed lists"} <= set(stopped)
 
 
 def test_forms_of_answers(tmp_path: Path) -> None:
@@ -165,21 +184,3 @@ def test_links_of_the_hubs_cache_are_followed(tmp_path: Path) -> None:
     (tmp_path / "target").write_text("secret", encoding="utf-8")
     with pytest.raises(CheckpointError, match=r"LICENSE is a link to .*, outside of the checkpoint"):
         companion_files(snapshot)
-
-
-def test_a_long_conversation_renders_within_the_work_that_is_allowed() -> None:
-    """600,000 characters in 2,000 messages, as a context of 128k tokens holds, through what templates of today do to each message."""
-    source = (
-        "{%- set system = messages | selectattr('role', 'equalto', 'system') | list %}"
-        "{%- for message in messages %}{%- set content = message['content'] | trim %}"
-        "{%- if '</think>' in content %}{%- set content = content.split('</think>')[-1].lstrip('\\n') %}{%- endif %}"
-        "{%- if message.role == 'user' %}{{- '<|user|>\n' + content + '<|end|>\n' }}"
-        "{%- elif loop.index0 == (messages | length - 1) %}{{ content }}{%- else %}{{- '<|assistant|>' ~ content ~ eos_token }}{%- endif %}"
-        "{%- endfor %}{{ system | length }}"
-    )
-    messages: list[dict[str, Any]] = [{"role": ("user", "assistant")[i % 2], "content": "word " * 60 + "</think>x"} for i in range(2000)]
-    template = ChatTemplate(source, {"eos_token": "</s>"})
-    assert len(template.render(messages)) > 20_000
-    plain = [{"role": ("user", "assistant")[i % 2], "content": "word " * 60} for i in range(2000)]
-    assert len(template.render(plain)) > 590_000
-    assert template._environment.meter.left > WORK * 3 // 4, "there is room for four times as much"

@@ -12,7 +12,9 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers
 
 from checkpoints import write_json, write_tokenizer
 from edgekit.artifact import EncodeVector
-from edgekit.errors import ArtifactError
+from edgekit.confine import Here
+from edgekit.errors import ArtifactError, ContextOverflow, UsageError
+from edgekit.runtime.chat import WORK
 from edgekit.runtime.tokenizer import Tokenizer, check_tokenizer, open_tokenizer
 
 TEXT = "naïve café, Zürich\n\n 你好,世界 👩\u200d👩\u200d👧 🇨🇭  the light\tis on \ufffd!"
@@ -54,12 +56,13 @@ def llama(directory: Path, style: str) -> Path:
 
 @pytest.fixture(scope="module", params=["prepend", "metaspace", "bytelevel"])
 def tokenizer(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    """Without a process of its own, which 100,000 requests would have to wait for; test_confine.py and all other tests have one."""
     directory = tmp_path_factory.mktemp(request.param)
     if request.param != "bytelevel":
-        return open_tokenizer(llama(directory, request.param), bos=1)
+        return open_tokenizer(llama(directory, request.param), bos=1, process=Here(WORK))
     write_json(directory / "config.json", {})
     write_tokenizer(directory)
-    return open_tokenizer(directory, bos=1)
+    return open_tokenizer(directory, bos=1, process=Here(WORK))
 
 
 def streamed(tokenizer: Tokenizer, ids: list[int], context: list[int]) -> list[str]:
@@ -84,6 +87,32 @@ def test_any_tokens_stream_to_their_decoding(tokenizer: Tokenizer, seed: int, le
     pool = [range(size + 5), [*tokenizer.bytes_, *range(4), size - 1, *text[:5]], [*text, 2, size]][kind]
     ids = [random.choice(pool) for _ in range(length)]
     assert "".join(streamed(tokenizer, ids, [])) == tokenizer.decode(ids)
+
+
+@settings(max_examples=200, deadline=None)
+@given(seed=st.integers(0, 1 << 32), length=st.integers(0, 60))
+def test_what_is_decoded_here_is_what_the_library_decodes(tokenizer: Tokenizer, seed: int, length: int) -> None:
+    """A byte-level vocabulary's tokens are put together without asking the other process."""
+    random, size = Random(seed), tokenizer.backend.get_vocab_size()
+    ids = [random.randrange(size + 5) for _ in range(length)]
+    assert tokenizer.decode(ids) == tokenizer.backend.decode(ids, skip_special_tokens=True)
+
+
+@settings(max_examples=200, deadline=None)
+@given(text=st.text(max_size=300))
+def test_no_text_has_fewer_tokens_than_is_reckoned(tokenizer: Tokenizer, text: str) -> None:
+    assert tokenizer.backend.fewest(text) <= len(tokenizer.encode(text))
+
+
+def test_what_cannot_fit_is_not_encoded(tokenizer: Tokenizer) -> None:
+    with pytest.raises(ContextOverflow, match=r"at least [0-9]+ tokens; the context holds 96"):
+        tokenizer.encode("word" * 100_000, most=96)
+    assert len(tokenizer.encode("word", most=96)) <= 96
+
+
+def test_half_a_character_is_an_error_of_its_own(tokenizer: Tokenizer) -> None:
+    with pytest.raises(UsageError, match="half a character"):
+        tokenizer.encode("a\ud800")
 
 
 @settings(max_examples=300, deadline=None)

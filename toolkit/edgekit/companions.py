@@ -161,7 +161,7 @@ def _adds_bos(config: Mapping[str, object], tokenizer: Tokenizer, bos: int | Non
     explicit = config.get("add_bos_token")
     if bos is None or isinstance(explicit, bool):
         return bos is not None and explicit is True
-    return bool(tokenizer.backend.encode("a", add_special_tokens=True).ids[:1] == [bos])
+    return bool(tokenizer.backend.encode("a", add_special_tokens=True)[:1] == [bos])
 
 
 def _stop_ids(

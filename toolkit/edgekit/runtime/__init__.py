@@ -8,9 +8,9 @@
     closing.py    how such an answer can be completed, and in how many tokens
     generate.py   the loop: steps of text, stops, limits
     tokenizer.py  ids and text, streaming
-    chat.py       chat templates, in a sandbox
+    chat.py       chat templates
 
-Nothing here imports anything of the build side.
+Texts are worked on in a process of its own, with limits (confine.py). Nothing here imports anything of the build side.
 """
 
 import functools
@@ -23,7 +23,9 @@ from types import TracebackType
 from typing import TYPE_CHECKING, cast
 
 from edgekit.artifact import Artifact, Manifest, load_artifact
+from edgekit.confine import Confined, Here
 from edgekit.errors import EdgekitError, TemplateError, UsageError
+from edgekit.runtime.chat import WORK, ChatTemplate, Messages, check_template, open_template
 from edgekit.runtime.constrain import Constraint, Forms, Guide, constraint
 from edgekit.runtime.generate import Completion, Finish, Step, collect, generate
 from edgekit.runtime.prefix import PrefixCache
@@ -32,22 +34,23 @@ from edgekit.runtime.session import Session, open_session
 from edgekit.runtime.tokenizer import Tokenizer, check_tokenizer, open_tokenizer
 
 if TYPE_CHECKING:
-    from edgekit.runtime.chat import ChatTemplate, Messages
     from edgekit.signing import Trust
 
 __all__ = ["Completion", "Finish", "Processor", "Runtime", "Sampling", "Session", "Step", "Tokenizer", "load"]
 
 
-def load(directory: str | Path, *, threads: int | None = None, trust: "Trust | None" = None) -> "Runtime":
+def load(directory: str | Path, *, threads: int | None = None, trust: "Trust | None" = None, confined: bool = True) -> "Runtime":
     """Opens an artifact: manifest, file sizes, tokenizer and template against their conformance vectors, then the engine.
 
     threads: that the engine computes with; None leaves the choice to it.
     trust:   whose signature it must bear (``edgekit.signing.Trust``); then every file's digest is compared too, before anything is read.
+    confined: False runs tokenizer and template in this very process, without limits: for a program that can start no Python, and artifacts
+              that one trusts.
     Raises SignatureError, ArtifactError, TemplateError, EngineMissing (saying which extra to install), EngineError.
     """
     artifact = load_artifact(directory) if trust is None else _open_trusted(directory, trust)
     with ThreadPoolExecutor(1) as pool:
-        texts = pool.submit(open_text, artifact)  # while the engine reads the weights: about 0.1 s of 2
+        texts = pool.submit(open_text, artifact, confined)  # while the engine reads the weights: about 0.1 s of 2
         try:
             session = open_session(artifact.directory, artifact.manifest, threads=threads)
         except EdgekitError:
@@ -67,16 +70,16 @@ def _open_trusted(directory: str | Path, trust: "Trust") -> Artifact:
     return open_trusted(directory, trust)
 
 
-def open_text(artifact: Artifact) -> "tuple[Tokenizer, ChatTemplate | None]":
+def open_text(artifact: Artifact, confined: bool = True) -> tuple[Tokenizer, ChatTemplate | None]:
     """Tokenizer and chat template, which give what the manifest's vectors say. Raises ArtifactError, TemplateError."""
-    from edgekit.runtime.chat import check_template, open_template  # Jinja: imported while the engine loads
-
     manifest = artifact.manifest
-    tokenizer = open_tokenizer(artifact.directory, bos=manifest.tokens.bos if manifest.tokens.add_bos else None)
+    process = Confined(WORK) if confined else Here(WORK)
+    tokenizer = open_tokenizer(artifact.directory, bos=manifest.tokens.bos if manifest.tokens.add_bos else None, process=process)
     check_tokenizer(tokenizer, manifest.conformance.encode)
-    template = open_template(artifact.directory, manifest.chat_template) if manifest.chat_template is not None else None
-    if template is not None:
-        check_template(template, manifest.conformance.chat)
+    if manifest.chat_template is None:
+        return tokenizer, None
+    template = open_template(artifact.directory, manifest.chat_template, process)
+    check_template(template, manifest.conformance.chat)
     return tokenizer, template
 
 
@@ -86,7 +89,7 @@ class Runtime:
     The tokens of the last sequence stay in the session's cache: a prompt that begins with them costs only what is new.
     """
 
-    def __init__(self, manifest: Manifest, tokenizer: Tokenizer, template: "ChatTemplate | None", session: Session) -> None:
+    def __init__(self, manifest: Manifest, tokenizer: Tokenizer, template: ChatTemplate | None, session: Session) -> None:
         self.manifest = manifest
         self.tokenizer = tokenizer
         self.session = session
@@ -127,7 +130,7 @@ class Runtime:
 
     def chat(
         self,
-        messages: "Messages",
+        messages: Messages,
         *,
         sampling: Sampling = GREEDY,
         max_tokens: int | None = None,
@@ -144,13 +147,13 @@ class Runtime:
 
         Raises TemplateError too: the artifact has no template, or it refuses the messages.
         """
-        ids = self.tokenizer.encode(self.render(messages, tools=tools))
+        ids = self.encode(self.render(messages, tools=tools))
         wanted = constraint(json_schema=json_schema, regex=regex, grammar=grammar)
         return self._generate(ids, (), sampling, max_tokens, stop, processors, lookup, wanted, top_logprobs)
 
     def complete(
         self,
-        prompt: "str | Sequence[int] | Messages",
+        prompt: str | Sequence[int] | Messages,
         *,
         sampling: Sampling = GREEDY,
         max_tokens: int | None = None,
@@ -164,23 +167,32 @@ class Runtime:
         """The whole answer to chat messages, or the continuation of text or token ids, with its timings."""
         began = time.perf_counter()
         if chat := _is_chat(prompt):
-            ids: Sequence[int] = self.tokenizer.encode(self.render(cast("Messages", prompt)))
+            ids: Sequence[int] = self.encode(self.render(cast(Messages, prompt)))
         else:
             ids = self._ids(cast(str | Sequence[int], prompt))
         wanted = constraint(json_schema=json_schema, regex=regex, grammar=grammar)
         steps = self._generate(ids, () if chat else ids, sampling, max_tokens, stop, processors, lookup, wanted, 0)
         return collect(steps, len(ids), began)
 
-    def render(self, messages: "Messages", *, tools: Sequence[Mapping[str, object]] | None = None) -> str:
+    def render(self, messages: Messages, *, tools: Sequence[Mapping[str, object]] | None = None) -> str:
         """The prompt that the chat template makes of ``messages`` (at least one). Raises TemplateError, UsageError."""
         _check_messages(messages)
         if self._template is None:
             raise TemplateError(f"{self.manifest.model.name} has no chat template; give text instead of messages (edge run --raw)")
         return self._template.render(messages, tools=tools)
 
+    def encode(self, text: str, *, add_bos: bool = False) -> list[int]:
+        """The token ids of a prompt. Raises ContextOverflow where it is known without encoding that it has too many."""
+        return self.tokenizer.encode(text, add_bos=add_bos, most=self.context)
+
+    def interrupt(self) -> None:
+        """From another thread: ends the rendering or encoding that is under way, which raises EngineError."""
+        self.tokenizer.backend.interrupt()
+
     def close(self) -> None:
         """Frees the model. Calling it twice is allowed."""
         self.session.close()
+        self.tokenizer.backend.close()
 
     def __enter__(self) -> "Runtime":
         return self
@@ -191,7 +203,7 @@ class Runtime:
     def _ids(self, prompt: str | Sequence[int]) -> list[int]:
         """Token ids as Python's own integers, whatever holds them (a numpy array, too)."""
         if isinstance(prompt, str):
-            return self.tokenizer.encode(prompt, add_bos=True)
+            return self.encode(prompt, add_bos=True)
         size = self.manifest.tokens.vocab_size
         try:
             ids = [operator.index(token) for token in prompt]
@@ -238,7 +250,7 @@ class Runtime:
         )
 
 
-def _is_chat(prompt: "str | Sequence[int] | Messages") -> bool:
+def _is_chat(prompt: str | Sequence[int] | Messages) -> bool:
     return isinstance(prompt, Sequence) and len(prompt) > 0 and isinstance(prompt[0], Mapping)
 
 

@@ -1,54 +1,45 @@
-"""Chat templates: Jinja2 in its immutable sandbox, with what Hugging Face transformers gives templates and nothing more."""
+"""Chat templates: from messages to the text of a prompt, by Jinja2 in a process that may take little time and memory (confine.py)."""
 
+import importlib.metadata
 import json
-import re
-import traceback
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any
-
-import jinja2
-import jinja2.ext
-import jinja2.nodes
-import jinja2.parser
-import jinja2.utils
-from jinja2.exceptions import SecurityError
 
 from edgekit.artifact import ChatVector
+from edgekit.confine import Confined, Cost, Here, Overrun
 from edgekit.errors import ArtifactError, TemplateError, UsageError
-from edgekit.runtime.bounded import Bounded, Meter, Overrun
 
 Messages = Sequence[Mapping[str, object]]
 """``[{"role": "user", "content": "..."}, ...]``; other keys (``tool_calls``) reach the template as they are."""
 
-OUTPUT_LIMIT = 10_000_000
-"""Characters a template may write."""
+COST = Cost(seconds=4, memory=256 << 20)
+"""Of compiling a template, of rendering it once, and of all the vectors of a manifest. What is known takes some 0.02 s and 5 MB."""
+TEXT, ITEMS, DEPTH = 10_000_000, 100_000, 64
+"""Characters, values and depth of what is given to one rendering."""
 JSON_LIMIT = 64 << 20
 """Characters of tokenizer_config.json."""
 SOURCE_LIMIT = 1 << 17
 """Characters of a template; the longest known have some 30,000."""
 VECTOR_TIME = datetime(2024, 7, 26)
 """What a template that asks for the date is told in the manifest's conformance vectors (docs/artifact.md)."""
+WORK = "edgekit.text_work:Texts"
 
 
 class ChatTemplate:
     """A compiled template. ``special``: texts of the special tokens by their name in tokenizer_config.json, as ``bos_token``.
 
-    Raises TemplateError naming the line when the source is no valid template.
+    process: where it is rendered; None is one of its own. Raises TemplateError naming the line when the source is no valid template.
     """
 
-    def __init__(self, source: str, special: Mapping[str, str]) -> None:
-        self._special = dict(special)
+    def __init__(self, source: str, special: Mapping[str, str], process: Confined | Here | None = None) -> None:
         if len(source) > SOURCE_LIMIT:
             raise TemplateError(f"the chat template has {len(source):,} characters; at most {SOURCE_LIMIT:,} are read")
-        self._environment = _environment()
+        self._process = Confined(WORK) if process is None else process
         try:
-            self._template = self._environment.from_string(source)
-        except jinja2.TemplateSyntaxError as error:
-            raise TemplateError(f"the chat template is broken in line {error.lineno}: {error.message}") from None
-        except Exception as error:  # compiling unfolds constants, so anything a template computes may already go wrong here
-            raise TemplateError(f"the chat template cannot be compiled: {type(error).__name__}: {_short(error)}") from None
+            self._number, _ = self._process.open(COST, "compile", source, dict(special))
+        except Overrun as error:
+            raise TemplateError(f"the chat template is out of bounds when it is compiled: {error}; take the model's own") from None
 
     def render(
         self,
@@ -62,46 +53,46 @@ class ChatTemplate:
 
         add_generation_prompt: end with what introduces the assistant's answer. tools: JSON schemas for templates that know tools.
         now: what a template that asks for the time is told; None is the clock.
-        Raises TemplateError (with the line): the template refuses the messages, fails, reaches for what it may not have, or writes more
-        than OUTPUT_LIMIT. UsageError: a message holds something other than text, numbers, lists and mappings.
+        Raises TemplateError (with the line): the template refuses the messages, fails, reaches for what it may not have, or takes more
+        than COST. UsageError: a message holds something other than text, numbers, lists and mappings, or far too much.
         """
-        variables: dict[str, object] = {
-            **self._special,
-            "messages": _plain(messages, "messages"),
-            "tools": _plain(tools, "tools"),
-            "documents": None,
-            "add_generation_prompt": add_generation_prompt,
-            "strftime_now": lambda form: (now or datetime.now()).strftime(_brief(form)),
-        }
-        self._environment.meter = Meter()
+        variables = _variables(messages, tools, add_generation_prompt)
+        return str(self._ask("render", variables, _plain_time(now or datetime.now())))
+
+    def render_all(self, chats: Sequence[Messages], now: datetime) -> list[str]:
+        """Several chats, all for the COST of one."""
+        return list(self._ask("render_all", [_variables(chat, None, True) for chat in chats], _plain_time(now)))
+
+    def _ask(self, request: str, *arguments: object) -> "str | list[str]":
         try:
-            return _collect(self._template, variables)
-        except TemplateError:
-            raise
-        except Refusal as error:
-            raise TemplateError(f"the chat template refuses these messages: {_short(error)}{_line(error)}") from None
+            answer: str | list[str] = self._process.ask(COST, request, self._number, *arguments)
         except Overrun as error:
-            raise TemplateError(
-                f"the chat template is out of bounds: {_short(error)}{_line(error)}; shorten the messages or mend it"
-            ) from None
-        except SecurityError as error:
-            raise TemplateError(f"the chat template reached for something it may not have: {_short(error)}{_line(error)}") from None
-        except Exception as error:  # a template can raise whatever its expressions raise
-            raise TemplateError(f"the chat template failed: {type(error).__name__}: {_short(error)}{_line(error)}") from None
+            raise TemplateError(f"the chat template is out of bounds: {error}; shorten the messages or mend it") from None
+        return answer
 
 
-class Refusal(jinja2.TemplateError):
-    """What ``raise_exception`` in a template raises."""
+def _variables(messages: Messages, tools: Sequence[Mapping[str, object]] | None, add_generation_prompt: bool) -> dict[str, object]:
+    plain = _Plain()
+    return {
+        "messages": plain.copy(messages, "messages"),
+        "tools": plain.copy(tools, "tools"),
+        "documents": None,
+        "add_generation_prompt": add_generation_prompt,
+    }
 
 
-def open_template(directory: Path, name: str) -> ChatTemplate:
+def _plain_time(time: datetime) -> tuple[int, ...]:
+    return (*time.timetuple()[:6], time.microsecond)
+
+
+def open_template(directory: Path, name: str, process: Confined | Here | None = None) -> ChatTemplate:
     """The template ``name`` of an artifact with the special tokens of its tokenizer_config.json. Raises TemplateError, ArtifactError."""
     try:
         with (directory / name).open(encoding="utf-8") as file:
             source = file.read(SOURCE_LIMIT + 1)
     except (OSError, UnicodeDecodeError) as error:
         raise ArtifactError(f"{directory / name} cannot be read: {error}; copy the whole artifact again or rebuild it") from None
-    return ChatTemplate(source, special_tokens(directory))
+    return ChatTemplate(source, special_tokens(directory), process)
 
 
 def special_tokens(directory: Path) -> dict[str, str]:
@@ -125,103 +116,43 @@ def special_tokens(directory: Path) -> dict[str, str]:
 
 def check_template(template: ChatTemplate, vectors: Sequence[ChatVector]) -> None:
     """Renders the manifest's chats. Raises ArtifactError naming the first that comes out differently."""
-    for vector in vectors:
-        rendered = template.render([{"role": m.role, "content": m.content} for m in vector.messages], now=VECTOR_TIME)
+    chats = [[{"role": m.role, "content": m.content} for m in vector.messages] for vector in vectors]
+    for vector, rendered in zip(vectors, template.render_all(chats, VECTOR_TIME), strict=True):
         if rendered != vector.rendered:
             raise ArtifactError(
-                f"the chat template renders {rendered!r}, the manifest says {vector.rendered!r}: jinja2 {jinja2.__version__} or "
-                "tokenizer_config.json is not what it was built with; copy the artifact again or rebuild it"
+                f"the chat template renders {rendered!r}, the manifest says {vector.rendered!r}: jinja2 "
+                f"{importlib.metadata.version('jinja2')} or tokenizer_config.json is not what it was built with; copy the artifact again "
+                "or rebuild it"
             )
 
 
-class _Generation(jinja2.ext.Extension):
-    """``{% generation %}...{% endgeneration %}`` marks the assistant's words for training; here it means its content."""
+class _Plain:
+    """Copies plain data, of which there may be only so much. The sandbox does not know which methods of other objects are dangerous, so
+    none gets in."""
 
-    tags = {"generation"}  # noqa: RUF012  (jinja2's own way)
+    def __init__(self) -> None:
+        self._text, self._items = TEXT, ITEMS
 
-    def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+    def copy(self, value: object, where: str, depth: int = 0) -> object:
+        """Raises UsageError."""
+        self._items -= 1
+        if isinstance(value, str):
+            self._text -= len(value)
+        if self._items < 0 or self._text < 0 or depth > DEPTH:
+            raise UsageError(
+                f"{where.partition('[')[0]}: at most {TEXT:,} characters in {ITEMS:,} values are taken, lists and mappings {DEPTH} deep"
+            )
+        if value is None or type(value) in (str, int, float, bool):
+            return value
+        if isinstance(value, str):
+            return str.__str__(value)
+        if isinstance(value, Mapping):
+            return {self._key(key, where): self.copy(item, f"{where}.{key}"[:200], depth + 1) for key, item in value.items()}
+        if isinstance(value, Sequence) and not isinstance(value, (bytes, bytearray)):
+            return [self.copy(item, f"{where}[{i}]"[:200], depth + 1) for i, item in enumerate(value)]
+        raise UsageError(f"{where}: a message holds text, numbers, lists and mappings, not {type(value).__name__}")
 
-
-class _Namespace(jinja2.utils.Namespace):
-    """As transformers has it: no underscore names, which reach into CPython."""
-
-    def __repr__(self) -> str:
-        """Never its content: namespaces can hold each other, many times over."""
-        return "<namespace>"
-
-    def __setitem__(self, name: str, value: Any) -> None:
-        if name.startswith("_"):
-            raise SecurityError(f"a namespace cannot hold {name!r}")
-        super().__setitem__(name, value)
-
-
-def _namespace(*args: Any, **values: Any) -> _Namespace:
-    made = _Namespace()
-    for name, value in dict(*args, **values).items():
-        made[name] = value
-    return made
-
-
-def _environment() -> Bounded:
-    environment = Bounded(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols])
-    environment.add_filter("tojson", _tojson)
-    environment.globals["raise_exception"] = _refuse
-    environment.globals["namespace"] = _namespace
-    # Both are random: a prompt has to be the same each time.
-    del environment.globals["lipsum"], environment.filters["random"]
-    return environment
-
-
-def _brief(form: object) -> str:
-    """A format of a date; some libraries of C take widths in it."""
-    if not isinstance(form, str) or len(form) > 200 or re.search(r"\d{3}", form):
-        raise SecurityError("strftime_now takes a short format without widths")
-    return form
-
-
-def _refuse(message: object) -> str:
-    raise Refusal(str(message))
-
-
-def _tojson(
-    value: object, ensure_ascii: bool = False, indent: int | None = None, separators: tuple[str, str] | None = None, sort_keys: bool = False
-) -> str:
-    """As transformers has it; Jinja's own escapes HTML."""
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-
-
-def _collect(template: jinja2.Template, variables: Mapping[str, object]) -> str:
-    parts: list[str] = []
-    length = 0
-    for part in template.generate(variables):
-        length += len(part)
-        if length > OUTPUT_LIMIT:
-            raise TemplateError(f"the chat template wrote more than {OUTPUT_LIMIT:,} characters; shorten the messages or mend the template")
-        parts.append(part)
-    return "".join(parts)
-
-
-def _plain(value: object, where: str) -> object:
-    """A copy of plain data. The sandbox does not know which methods of other objects are dangerous, so none gets in."""
-    if value is None or type(value) in (str, int, float, bool):
-        return value
-    if isinstance(value, Mapping):
-        return {_plain(key, where): _plain(item, f"{where}.{key}") for key, item in value.items()}
-    if isinstance(value, Sequence) and not isinstance(value, (str, bytes, bytearray)):
-        return [_plain(item, f"{where}[{i}]") for i, item in enumerate(value)]
-    if isinstance(value, str):
-        return str.__str__(value)
-    raise UsageError(f"{where}: a message holds text, numbers, lists and mappings, not {type(value).__name__}")
-
-
-def _short(error: Exception) -> str:
-    text = str(error)
-    return text if len(text) <= 2000 else f"{text[:2000]}..."
-
-
-def _line(error: Exception) -> str:
-    """`` (line 3)``: Jinja names a template's frames ``<template>`` and gives them its own line numbers."""
-    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == "<template>"]
-    return f" (line {lines[-1]})" if lines else ""
+    def _key(self, key: object, where: str) -> object:
+        if isinstance(key, (Mapping, Sequence)) and not isinstance(key, str):
+            raise UsageError(f"{where}: a key is a text, not {type(key).__name__}")
+        return self.copy(key, where)

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from edgekit.errors import EngineMissing, UsageError
 from edgekit.runtime.closing import END, LONGEST, Spelling, first, following
 from edgekit.runtime.tokenizer import Tokenizer
+from edgekit.text_work import byte_level
 
 LIMIT = 1 << 20
 """Characters of a schema, expression or grammar."""
@@ -154,10 +155,11 @@ def token_bytes(tokenizer: Tokenizer, vocab_size: int, stop: Collection[int]) ->
     a leading space.
     """
     backend = tokenizer.backend
-    pieces = [backend.id_to_token(token) for token in range(vocab_size)]
+    named = {token: piece for piece, token in backend.get_vocab().items()}
+    pieces = [named.get(token) for token in range(vocab_size)]
     none = {*stop, *backend.get_added_tokens_decoder()}
-    if json.loads(backend.to_str())["decoder"]["type"] == "ByteLevel":
-        table = _byte_level()
+    if (backend.decoder or {}).get("type") == "ByteLevel":
+        table = byte_level()
         return [
             b"" if piece is None or token in none or not set(piece) <= table.keys() else bytes(table[c] for c in piece)
             for token, piece in enumerate(pieces)
@@ -169,14 +171,6 @@ def token_bytes(tokenizer: Tokenizer, vocab_size: int, stop: Collection[int]) ->
     for token in tokenizer.bytes_:
         plain[token] = b"" if token in none else bytes.fromhex((pieces[token] or "")[3:5])
     return plain
-
-
-@functools.cache
-def _byte_level() -> Mapping[str, int]:
-    """GPT-2's printable stand-ins for the 256 bytes."""
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = [n for n in range(256) if n not in printable]
-    return {chr(n): n for n in printable} | {chr(256 + i): n for i, n in enumerate(others)}
 
 
 @functools.cache

@@ -1,21 +1,24 @@
-"""Text to token ids and back, by the ``tokenizers`` library from an artifact's tokenizer.json."""
+"""Text to token ids and back, by the ``tokenizers`` library from an artifact's tokenizer.json, in a process of its own (confine.py)."""
 
-import contextlib
-import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import functools
+import importlib.metadata
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-import tokenizers
+from typing import Any
 
 from edgekit.artifact import EncodeVector
-from edgekit.errors import ArtifactError
+from edgekit.confine import Confined, Cost, Here, Overrun
+from edgekit.errors import ArtifactError, ContextOverflow, UsageError
+from edgekit.runtime.chat import WORK
+from edgekit.text_work import byte_level
 
 FILE = "tokenizer.json"
-LIMIT = 128 << 20
-"""Bytes; the largest known tokenizer.json has 34 MB."""
-GROWTH, PARTS = 64, 10_000
-"""Times that normalizing or decoding may lengthen a text, and parts of a normalizer, decoder or the like."""
+PROBE = Cost(seconds=2, memory=64 << 20)
+"""Of trying a tokenizer on 4,000 characters, for which good ones take 0.01 s."""
+DECODE = Cost(seconds=4)
+WHOLE = Cost(seconds=20)
+"""Of what is asked about the whole vocabulary."""
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 _WINDOW = 8
 """Tokens decoded again in front of a new one. A cut UTF-8 character is at most 3 tokens long."""
@@ -25,6 +28,134 @@ _WINDOW = 8
 _STREAMABLE = frozenset({"ByteLevel", "ByteFallback", "Fuse", "Metaspace", "Replace", "Sequence", "Strip"})
 
 
+def open_cost(size: int) -> Cost:
+    """Of reading a file of ``size`` bytes. 262,144 tokens in 24 MB take 3 s and 250 MB, and a slow device five times as long."""
+    return Cost(seconds=4 + 1.5e-6 * size, memory=(64 << 20) + 24 * size)
+
+
+def encode_cost(size: int) -> Cost:
+    """Of encoding ``size`` bytes: five times what a text of one word takes here, the dearest that a good tokenizer can be given."""
+    return Cost(seconds=4 + 10e-6 * size, memory=(64 << 20) + 256 * size)
+
+
+@dataclass(frozen=True)
+class AddedToken:
+    """A token that stands in no vocabulary. lstrip, rstrip: it takes the white space beside it along."""
+
+    content: str
+    special: bool
+    lstrip: bool
+    rstrip: bool
+
+
+class Backend:
+    """What edgekit asks of a ``tokenizers.Tokenizer``, by its names; the library's is in the other process.
+
+    Every method raises ArtifactError where the file makes it take too much time or memory, or makes the library fail.
+    """
+
+    def __init__(self, path: Path, process: Confined | Here) -> None:
+        self._process, self._path = process, path
+        try:
+            size = path.stat().st_size
+        except OSError:
+            size = 0  # it will be said why it cannot be opened
+        try:
+            self._number, self._known = process.open(open_cost(size), "tokenizer", str(path))
+        except Overrun as error:
+            raise ArtifactError(f"{path} cannot be opened within bounds: {error}; take the model's own tokenizer.json") from None
+        self._pieces: dict[int, str | None] = {}
+        self._ask(PROBE, "probe", of="4,000 characters")
+
+    @property
+    def decoder(self) -> Mapping[str, Any] | None:
+        """As tokenizer.json has it."""
+        found: Mapping[str, Any] | None = self._known["decoder"]
+        return found
+
+    @property
+    def byte_tokens(self) -> Sequence[int | None]:
+        """Ids of ``<0x00>`` to ``<0xFF>``, None where there is none."""
+        found: Sequence[int | None] = self._known["bytes"]
+        return found
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        """Raises UsageError for half a character."""
+        return list(self._ask(encode_cost(_size(text)), "encode", text, add_special_tokens, of=f"{len(text):,} characters"))
+
+    def encode_all(self, texts: Sequence[str]) -> list[list[int]]:
+        """Without what a post-processor adds, all for the cost of one text as long as they are together."""
+        size = sum(map(_size, texts))
+        return list(self._ask(encode_cost(size), "encode_all", list(texts), of=f"{len(texts)} texts"))
+
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
+        return str(self._ask(DECODE, "decode", list(ids), skip_special_tokens, of=f"{len(ids)} tokens"))
+
+    def decode_batch(self, many: Sequence[Sequence[int]], skip_special_tokens: bool = True) -> list[str]:
+        return list(self._ask(WHOLE, "decode_batch", [list(ids) for ids in many], skip_special_tokens, of=f"{len(many)} texts"))
+
+    def token_to_id(self, token: str) -> int | None:
+        found: int | None = self._ask(DECODE, "token_to_id", token, of="a token")
+        return found
+
+    def id_to_token(self, token: int) -> str | None:
+        if token not in self._pieces:
+            self._pieces[token] = self._ask(DECODE, "id_to_token", token, of="a token") if token >= 0 else None
+        return self._pieces[token]
+
+    def get_vocab(self, with_added_tokens: bool = True) -> dict[str, int]:
+        vocabulary: dict[str, int] = self._ask(WHOLE, "vocabulary", with_added_tokens, of="the vocabulary")
+        return vocabulary
+
+    def get_vocab_size(self) -> int:
+        return int(self._known["size"])
+
+    def get_added_tokens_decoder(self) -> dict[int, AddedToken]:
+        return {token: AddedToken(*given) for token, *given in self._known["added"]}
+
+    def fewest(self, text: str) -> int:
+        """Tokens that ``text`` has at least, by the longest that there is."""
+        reach = self._reach
+        if reach is None:
+            return 0
+        sure = sum(map(text.count, map(chr, range(128)))) if reach["ascii"] else len(text)
+        return max(0, -(-(sure - sum(map(text.count, reach["uncounted"]))) // int(reach["longest"])))
+
+    def interrupt(self) -> None:
+        """From another thread: ends what is being done."""
+        self._process.interrupt()
+
+    def close(self) -> None:
+        """Ends the process. Whoever asks again gets a new one."""
+        self._process.close()
+
+    @functools.cached_property
+    def _reach(self) -> Mapping[str, Any] | None:
+        found: Mapping[str, Any] | None = self._ask(WHOLE, "reach", of="the vocabulary")
+        return found
+
+    def _ask(self, cost: Cost, request: str, *arguments: object, of: str) -> Any:
+        try:
+            return self._process.ask(cost, request, self._number, *arguments)
+        except Overrun as error:
+            raise ArtifactError(f"{self._path} is out of bounds for {of}: {error}; take the model's own tokenizer.json") from None
+
+
+@functools.lru_cache(maxsize=1 << 14)
+def _bytes(piece: str) -> bytes:
+    """Of a byte-level token; what is written in other characters is an added token and means itself."""
+    table = byte_level()
+    return bytes(map(table.__getitem__, piece)) if table.keys() >= set(piece) else piece.encode()
+
+
+def _size(text: str) -> int:
+    """Bytes of UTF-8. Raises UsageError."""
+    try:
+        return len(text.encode())
+    except UnicodeEncodeError as error:
+        raise UsageError(f"character {error.start} of a text is half a character (a lone surrogate); leave it out") from None
+
+
 @dataclass(frozen=True)
 class Tokenizer:
     """bos: what ``encode`` puts in front of raw text, None for nothing.
@@ -32,97 +163,52 @@ class Tokenizer:
     silent: ids that never show in text: special tokens. bytes_: ids of byte-fallback tokens (``<0x0A>``), empty where there are none.
     """
 
-    backend: tokenizers.Tokenizer
+    backend: Backend
     bos: int | None
     silent: frozenset[int]
     bytes_: frozenset[int]
 
-    def encode(self, text: str, *, add_bos: bool = False) -> list[int]:
-        """The ids of ``text``. Special tokens written in it are recognized. ``add_bos`` puts ``bos``, where there is one, in front."""
-        with _panics():
-            ids: list[int] = self.backend.encode(text, add_special_tokens=False).ids
+    def encode(self, text: str, *, add_bos: bool = False, most: int | None = None) -> list[int]:
+        """The ids of ``text``. Special tokens written in it are recognized. ``add_bos`` puts ``bos``, where there is one, in front.
+
+        most: a text that surely has more tokens is not encoded. Raises ContextOverflow, UsageError, ArtifactError.
+        """
+        if most is not None and len(text) > 4 * most and (fewest := self.backend.fewest(text)) > most:
+            raise ContextOverflow(f"the prompt has at least {fewest} tokens; the context holds {most}. Shorten it")
+        ids = self.backend.encode(text, add_special_tokens=False)
         return [self.bos, *ids] if add_bos and self.bos is not None else ids
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ``ids`` without special tokens. Bytes that are no UTF-8 become U+FFFD."""
-        with _panics():
-            text: str = self.backend.decode(list(ids), skip_special_tokens=True)
-        return text
+        if (self.backend.decoder or {}).get("type") != "ByteLevel":
+            return self.backend.decode(ids)
+        # Told from the tokens alone, which is done here: a token of an answer need not wait for the other process.
+        pieces = (self.backend.id_to_token(token) for token in ids if token not in self.silent)
+        return b"".join(_bytes(piece) for piece in pieces if piece is not None).decode("utf-8", errors="replace")
 
     def stream(self, context: Sequence[int] = ()) -> "TextStream":
         """Decodes what follows ``context`` token by token, see TextStream."""
         return TextStream(self, context)
 
 
-def open_tokenizer(directory: Path, *, bos: int | None = None) -> Tokenizer:
-    """Opens ``tokenizer.json``. Raises ArtifactError when it is missing, does not parse, has a decoder that cannot be streamed, or would
-    make far more of a text than it is."""
+def open_tokenizer(directory: Path, *, bos: int | None = None, process: Confined | Here | None = None) -> Tokenizer:
+    """Opens ``tokenizer.json``. process: where; None is one of its own. Raises ArtifactError when it is missing, does not parse, has a
+    decoder that cannot be streamed, or takes too much time or memory."""
     path = directory / FILE
-    try:
-        if path.stat().st_size > LIMIT:
-            raise ArtifactError(f"{path}: larger than {LIMIT >> 20} MB, that is no tokenizer")
-        text = path.read_text(encoding="utf-8")
-        data = json.loads(text)
-        decoder = data.get("decoder")
-        for part in ("normalizer", "pre_tokenizer", "post_processor", "decoder"):
-            _check_growth(data.get(part), f"{path}: {part}")
-        with _panics():
-            backend = tokenizers.Tokenizer.from_str(text)
-    except ArtifactError:
-        raise
-    except FileNotFoundError:
-        raise ArtifactError(f"{path} is missing; copy the whole artifact again or rebuild it") from None
-    except Exception as error:  # the library raises nothing narrower
-        raise ArtifactError(f"{path} cannot be read as a tokenizer: {_short(error)}; copy the artifact again or rebuild it") from None
-    kinds = set(_decoders(decoder, path))
-    # A file may ask for padding or cutting to a length, meant for training; a prompt is taken as it is.
-    backend.no_truncation()
-    backend.no_padding()
+    backend = Backend(path, Confined(WORK) if process is None else process)
+    kinds = set(_decoders(backend.decoder, path))
     silent = frozenset(i for i, token in backend.get_added_tokens_decoder().items() if token.special)
-    found = (backend.token_to_id(f"<0x{byte:02X}>") for byte in range(256) if "ByteFallback" in kinds)
+    found = backend.byte_tokens if "ByteFallback" in kinds else ()
     return Tokenizer(backend, bos, silent, frozenset(i for i in found if i is not None))
 
 
-@contextlib.contextmanager
-def _panics() -> Iterator[None]:
-    """What the library, written in Rust, raises where it contradicts itself is no Exception and would end the program."""
-    try:
-        yield
-    except BaseException as error:
-        if type(error).__name__ != "PanicException":
-            raise
-        raise ArtifactError(
-            f"tokenizer.json makes the tokenizers library fail: {_short(error)}; build it from an intact checkpoint"
-        ) from None
-
-
-def _check_growth(part: object, where: str) -> None:
-    """Forty replacements of ``a`` by ``aa``, one after the other, make a terabyte of one letter."""
-    growth, count = 1.0, 0
-    waiting = [part]
-    while waiting:
-        here = waiting.pop()
-        count += 1
-        if isinstance(here, Mapping):
-            waiting.extend(here.values())
-            content, pattern = here.get("content"), here.get("pattern")
-            if here.get("type") == "Replace" and isinstance(content, str):
-                old = pattern.get("String") if isinstance(pattern, Mapping) else None
-                growth *= max(1.0, len(content) / max(1, len(old) if isinstance(old, str) else 1), 1.0 + len(content) if old == "" else 1.0)
-        elif isinstance(here, list):
-            waiting.extend(here)
-        if count > PARTS or growth > GROWTH:
-            raise ArtifactError(f"{where} has too many parts, or makes far more of a text than it is; take the model's own tokenizer.json")
-
-
-def check_tokenizer(tokenizer: Tokenizer, vectors: Iterable[EncodeVector]) -> None:
+def check_tokenizer(tokenizer: Tokenizer, vectors: Sequence[EncodeVector]) -> None:
     """Encodes the manifest's texts. Raises ArtifactError naming the first that comes out differently."""
-    for vector in vectors:
-        ids = tokenizer.encode(vector.text)
+    for vector, ids in zip(vectors, tokenizer.backend.encode_all([vector.text for vector in vectors]), strict=True):
         if tuple(ids) != vector.ids:
             raise ArtifactError(
                 f"the tokenizer turns {vector.text!r} into {ids}, the manifest says {list(vector.ids)}: tokenizers "
-                f"{tokenizers.__version__} reads tokenizer.json differently from the version it was built with, "
+                f"{importlib.metadata.version('tokenizers')} reads tokenizer.json differently from the version it was built with, "
                 "or the file is not the one that was built. Upgrade (pip install --upgrade tokenizers) or build the artifact again"
             )
 
@@ -206,8 +292,3 @@ def _decoders(decoder: object, path: Path) -> Iterable[str]:
     yield str(kind)
     for part in nested:
         yield from _decoders(part, path)
-
-
-def _short(error: BaseException) -> str:
-    text = str(error)
-    return text if len(text) <= 200 else text[:200] + "..."

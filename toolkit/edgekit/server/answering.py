@@ -138,7 +138,7 @@ def chat_asked(request: ChatRequest, shared: Shared) -> Asked:
 def chat_parts(asked: Asked, messages: list[dict[str, object]], runtime: Runtime) -> Parts:
     """Of a chat completion without tools."""
     tally = Tally(asked.shared.told)
-    ids = runtime.tokenizer.encode(runtime.render(messages))
+    ids = runtime.encode(runtime.render(messages))
     for choice in range(asked.request.answers):
         yield from _answer(asked, runtime, ids, choice, tally, first=choice == 0, anew=True)
     yield tally.usage()
@@ -147,7 +147,7 @@ def chat_parts(asked: Asked, messages: list[dict[str, object]], runtime: Runtime
 def _text_parts(asked: Asked, request: TextRequest, runtime: Runtime) -> Parts:
     tally = Tally(asked.shared.told)
     for i, prompt in enumerate(request.prompts):
-        ids = runtime.tokenizer.encode(prompt, add_bos=True) if isinstance(prompt, str) else list(prompt)
+        ids = runtime.encode(prompt, add_bos=True) if isinstance(prompt, str) else list(prompt)
         for n in range(request.answers):
             choice = i * request.answers + n
             if request.echo:

@@ -50,7 +50,7 @@ def tool_parts(asked: Asked, messages: list[dict[str, object]], request: ChatReq
         single,
         token if token in runtime.tokenizer.silent else None,
     )
-    ids = runtime.tokenizer.encode(calling.prompt)
+    ids = runtime.encode(calling.prompt)
     runtime.generate(ids, json_schema=calling.schema).close()
     tally = Tally(asked.shared.told)
     for choice in range(request.answers):

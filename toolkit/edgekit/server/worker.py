@@ -81,10 +81,13 @@ class Worker(Generic[T]):
         return ticket
 
     def cancel(self, ticket: Ticket[T]) -> None:
-        """Gives its place in the queue to another at once; if it is being computed, ends it at the next token."""
+        """Gives its place in the queue to another at once; if it is being computed, ends it at the next token, or its text's work now."""
         ticket.cancel()
-        with self._changed, contextlib.suppress(ValueError):
-            self._waiting.remove(ticket)
+        with self._changed:
+            if ticket is self._current:  # it cannot become another's while the lock is held
+                self._runtime.interrupt()
+            with contextlib.suppress(ValueError):
+                self._waiting.remove(ticket)
 
     def close(self) -> None:
         """Ends the work at the next token, refuses what waits, and waits for the thread. The Runtime stays open."""
@@ -96,6 +99,7 @@ class Worker(Generic[T]):
         for ticket in left:
             ticket.cancel()
             ticket.send(ending().problem)
+        self._runtime.interrupt()
         self._thread.join()
 
     def _run(self) -> None:
