@@ -7,12 +7,15 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from edgekit.errors import ArtifactError
 from edgekit.parallel import in_threads
 from edgekit.progress import Progress, silent
 from edgekit.records import RecordError, parse
+
+if TYPE_CHECKING:
+    from edgekit.signing import Trust
 
 MANIFEST = "edgekit.json"
 SIGNATURE = "edgekit.json.sig"
@@ -258,8 +261,26 @@ def read_manifest(directory: Path | str) -> bytes:
     return raw
 
 
-def load_artifact(directory: Path | str, *, raw: bytes | None = None) -> Artifact:
-    """Opens an artifact: the manifest, and that every file is there with its size. Digests are left to ``check_digests``.
+def load_artifact(directory: Path | str, *, trust: "Trust | None" = None, whole: bool = False, progress: Progress = silent) -> Artifact:
+    """Opens an artifact: the one door for every command and every program that is given a directory.
+
+    trust: whose signature it must bear; None takes the keys that EDGEKIT_TRUSTED_KEY pins (``signing.pinned``).
+    whole: compare every file's digest, as is always done for a trusted key; else only that each is there with its size.
+    Raises SignatureError, ArtifactError, and as ``signing.open_trusted`` does.
+    """
+    from edgekit import signing  # imports this file
+
+    trust = trust or signing.pinned()
+    if trust is not None:
+        return signing.open_trusted(directory, trust, progress)
+    artifact = read_artifact(directory)
+    if whole:
+        check_digests(artifact, progress)
+    return artifact
+
+
+def read_artifact(directory: Path | str, *, raw: bytes | None = None) -> Artifact:
+    """``load_artifact`` without the question of who made it: for what edgekit itself has just written or was let in by the door.
 
     raw: the manifest, where it was read already. Raises ArtifactError.
     """

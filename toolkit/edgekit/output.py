@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from edgekit.artifact import MANIFEST, Manifest, load_artifact
+from edgekit.artifact import MANIFEST, Manifest, read_artifact
 from edgekit.errors import ArtifactError, OutputError
 from edgekit.lock import Held, locked
 
@@ -65,17 +65,30 @@ def replacing(directory: Path) -> Iterator[Path]:
             flush(staging)
             exchange(staging, directory)
             if os.path.lexists(previous):
-                _discard(previous)
-            _rename(staging, previous)
+                exchange(staging, previous)  # there is one to go back to at any moment
+            else:
+                _rename(staging, previous)
             _fsync_directory(directory.parent)
         finally:
             _discard(staging)
 
 
-def tidy(directory: Path) -> None:
-    """Removes what a killed process left beside an artifact. Raises OutputError: another one is writing it."""
+@contextlib.contextmanager
+def alone_with(directory: Path) -> Iterator[None]:
+    """Nobody else writes the artifact meanwhile, and what a killed process left beside it is gone. Raises OutputError."""
     with _as_output_error(directory), _alone(directory):
         _put_right(directory)
+        yield
+
+
+def put_back(previous: Path, directory: Path) -> None:
+    """The two change places in one step; where there is no ``directory`` any more, ``previous`` becomes it. Raises OutputError, OSError."""
+    flush(previous)
+    if os.path.lexists(directory):
+        exchange(previous, directory)
+    else:
+        _rename(previous, directory)
+        _fsync_directory(directory.parent)
 
 
 def check_exchange(directory: Path) -> None:
@@ -160,7 +173,7 @@ def _opens(directory: Path, marker: str) -> bool:
     if marker != MANIFEST:
         return (directory / marker).is_file()
     try:
-        load_artifact(directory)
+        read_artifact(directory)
     except ArtifactError:
         return False
     return True

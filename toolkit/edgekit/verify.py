@@ -15,12 +15,12 @@ from typing import Literal, cast
 import numpy as np
 
 from edgekit import child
-from edgekit.artifact import SIGNATURE, Artifact, GreedyVector, check_digests, load_artifact, unlisted
+from edgekit.artifact import SIGNATURE, Artifact, GreedyVector, load_artifact, read_artifact, unlisted
 from edgekit.errors import ArtifactError, EngineError
 from edgekit.progress import Progress, silent
 from edgekit.runtime import open_text
 from edgekit.runtime.session import Session, open_session
-from edgekit.signing import Trust, open_trusted
+from edgekit.signing import Trust, pinned
 
 NEAR = 0.25
 """Of the standard deviation of the logits at a token: by how much another token may lead and still be a near tie.
@@ -67,14 +67,13 @@ def verify(
     """Checks everything about an artifact that can be checked without its checkpoint.
 
     run:     let the engine answer the greedy vectors. threads: that it computes with.
-    trust:   whose signature it must bear; None takes any artifact.
+    trust:   whose signature it must bear; None: a pinned key's, if there is one.
     Raises SignatureError, ArtifactError (schema, size, digest, encode or chat vector), TemplateError, EngineMissing, and EngineError: the
     engine fails, or prefers other tokens by more than rounding explains.
     """
-    artifact = load_artifact(directory) if trust is None else open_trusted(directory, trust, progress)
+    trust = trust or pinned()
+    artifact = load_artifact(directory, trust=trust, whole=True, progress=progress)
     manifest = artifact.manifest
-    if trust is None:
-        check_digests(artifact, progress)
     open_text(artifact)
     _check_stops(artifact)
     return Report(
@@ -144,7 +143,7 @@ def main() -> None:
 
 
 def _leads(directory: str, threads: int | None) -> list[list[float]]:
-    artifact = load_artifact(directory)
+    artifact = read_artifact(directory)
     manifest = artifact.manifest
     with closing(open_session(artifact.directory, manifest, threads=threads)) as session:
         return [_lead(session, vector) for vector in manifest.conformance.greedy.vectors]

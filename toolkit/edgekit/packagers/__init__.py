@@ -14,7 +14,7 @@ from edgekit.errors import UsageError
 from edgekit.output import flush, writing
 from edgekit.packagers.parts import Component
 from edgekit.progress import Progress, silent
-from edgekit.signing import Trust, open_trusted
+from edgekit.signing import Trust, pinned
 
 KINDS: dict[str, str] = {
     kind: f"edgekit.packagers.{kind.replace('-', '_')}"
@@ -75,7 +75,8 @@ def package(
     settings = settings or Settings()
     if kind not in KINDS:
         raise UsageError(f"--for {kind!r} is unknown; there are: {', '.join(KINDS)}")
-    artifact = load_artifact(directory) if trust is None else open_trusted(directory, trust, progress)
+    trust = trust or pinned()
+    artifact = load_artifact(directory, trust=trust, progress=progress)
     check_engine(artifact, kind)
     check_files(artifact)
     packager: Packager = importlib.import_module(KINDS[kind])

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import cast
 
 from edgekit import errors
-from edgekit.artifact import MANIFEST, Artifact
+from edgekit.artifact import MANIFEST, SIGNATURE, Artifact
 from edgekit.errors import DeviceUnfit, EdgekitError, OutputError, RemoteError
 from edgekit.progress import Progress
 from edgekit.remote import bundle as packing
@@ -119,7 +119,7 @@ def _prepare(device: Device, artifact: Artifact, wishes: Wishes, tell: Tell, pro
     runtime = str(_patient(device, {"verb": "install", "name": held.name, "wheels": wheels}, tell, wishes)["path"])
     files = _blobs(artifact)
     upload(device, list(files.values()), "artifact to the device", progress, tell, wishes.patience)
-    name = files[MANIFEST].digest[:16]
+    name = (files.get(SIGNATURE) or files[MANIFEST]).digest[:16]
     digests = {name: blob.digest for name, blob in files.items()}
     place = str(_patient(device, {"verb": "place", "name": name, "files": digests}, tell, wishes)["path"])
     traced = wishes.trace is not None
@@ -145,7 +145,8 @@ def _platform(said: Json) -> packing.Platform:
 
 def _blobs(artifact: Artifact) -> dict[str, Blob]:
     found = {name: Blob(artifact.directory / name, info.sha256, info.bytes) for name, info in artifact.manifest.files.items()}
-    return {**found, MANIFEST: packing.blob(artifact.directory / MANIFEST)}
+    signed = [SIGNATURE] if (artifact.directory / SIGNATURE).is_file() else []  # a device may pin a key, too
+    return {**found, **{name: packing.blob(artifact.directory / name) for name in (MANIFEST, *signed)}}
 
 
 def _journals() -> Path:

@@ -43,9 +43,14 @@ def load(directory: str | Path, *, threads: int | None = None, trust: "Trust | N
 
     threads: that the engine computes with; None leaves the choice to it.
     trust:   whose signature it must bear (``edgekit.signing.Trust``); then every file's digest is compared too, before anything is read.
+             None: the keys that EDGEKIT_TRUSTED_KEY pins, if it is set.
     Raises SignatureError, ArtifactError, TemplateError, EngineMissing (saying which extra to install), EngineError.
     """
-    artifact = load_artifact(directory) if trust is None else _open_trusted(directory, trust)
+    return open_runtime(load_artifact(directory, trust=trust), threads=threads)
+
+
+def open_runtime(artifact: Artifact, *, threads: int | None = None) -> "Runtime":
+    """``load`` of an artifact that was opened already. Raises as it does."""
     with ThreadPoolExecutor(1) as pool:
         texts = pool.submit(open_text, artifact)  # while the engine reads the weights: about 0.1 s of 2
         try:
@@ -59,12 +64,6 @@ def load(directory: str | Path, *, threads: int | None = None, trust: "Trust | N
             session.close()
             raise
     return Runtime(artifact.manifest, tokenizer, template, session)
-
-
-def _open_trusted(directory: str | Path, trust: "Trust") -> Artifact:
-    from edgekit.signing import open_trusted  # its package is an extra
-
-    return open_trusted(directory, trust)
 
 
 def open_text(artifact: Artifact) -> "tuple[Tokenizer, ChatTemplate | None]":
