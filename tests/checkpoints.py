@@ -138,6 +138,35 @@ VARIANTS: dict[str, Variant] = {
     "qwen2-window": Variant("qwen2", {"use_sliding_window": True, "sliding_window": 12, "max_window_layers": 1}),
 }
 
+DEFAULT = {"rope_type": "default"}
+# A variant, and keys that transformers ignores in it.
+IGNORED: list[tuple[str, dict[str, object]]] = [
+    ("llama", {"rope_scaling": {}}),
+    ("llama", {"rope_scaling": {"type": "default"}}),
+    ("llama", {"rope_scaling": {**DEFAULT, "factor": 4.0, "mrope_section": [4, 6, 6], "original_max_position_embeddings": 48}}),
+    ("llama", {"rope_scaling": {"factor": 4.0}}),
+    ("llama", {"original_max_position_embeddings": 24}),
+    ("llama", {"partial_rotary_factor": 1.0}),
+    ("llama", {"sliding_window": 16}),
+    ("llama", {"sliding_window": 16, "use_sliding_window": False, "max_window_layers": 1}),
+    ("llama", {"hidden_act": "swish"}),
+    ("llama", {"pretraining_tp": 2, "attention_dropout": 0.1, "torch_dtype": "float16", "dtype": "bfloat16"}),
+    ("llama", {"quantization_config": None, "compression_config": {"quant_method": "x"}}),
+    ("llama", {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": False, "load_in_8bit": False}}),
+    ("llama3", {"rope_scaling": {**LLAMA3, "attention_factor": 1.5, "beta_fast": 32}}),
+    ("mistral-window", {"use_sliding_window": False, "max_window_layers": 1}),
+    ("mistral", {"attention_bias": True, "mlp_bias": True}),
+    ("phi3", {"attention_bias": True, "mlp_bias": True, "resid_pdrop": 0.1}),
+    ("phi3", {"original_max_position_embeddings": 24, "rope_scaling": {**DEFAULT, "factor": 2.0}}),
+    ("phi3", {"sliding_window": 262144, "layer_types": ["full_attention", "full_attention"]}),
+    ("phi3-longrope", {"rope_scaling": {**longrope(16), "beta_fast": 32, "low_freq_factor": 2.0}}),
+    ("qwen2", {"sliding_window": 12, "max_window_layers": 0}),
+    ("qwen2", {"sliding_window": 0}),
+    ("qwen2", {"sliding_window": -1}),
+    ("qwen2", {"attention_bias": False, "mlp_bias": True}),
+    ("qwen2", {"rope_scaling": {"type": "default", "rope_type": "default", "mrope_section": [4, 6, 6]}}),
+]
+
 
 def make_checkpoint(
     directory: Path, variant: str | Variant, *, grid: int | None = None, shards: int = 1, dtype: str | None = None, seed: int = 0
