@@ -80,7 +80,7 @@ def serve(directory: Path, settings: Settings, *, threads: int | None) -> None:
 def describe(directory: Path) -> tuple[ToolSyntax | None, str]:
     """How an artifact's model writes tool calls, and its print: the beginning of its manifest's digest. Raises ArtifactError."""
     artifact = load_artifact(directory)
-    name = artifact.manifest.chat_template
+    name = artifact.manifest.tool_template or artifact.manifest.chat_template
     digest = hashlib.sha256((artifact.directory / MANIFEST).read_bytes()).hexdigest()
     try:
         source = "" if name is None else (artifact.directory / name).read_text(encoding="utf-8")
