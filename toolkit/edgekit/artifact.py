@@ -117,6 +117,15 @@ class ChatVector:
 
 
 @dataclass(frozen=True)
+class ToolVector:
+    """As a ChatVector, with ``tools``: the JSON text of a list of tools."""
+
+    messages: tuple[Message, ...]
+    tools: str
+    rendered: str
+
+
+@dataclass(frozen=True)
 class GreedyVector:
     """Greedy decoding after ``prompt`` gives ``continuation`` (it ends early only after a stop id)."""
 
@@ -138,6 +147,7 @@ class Conformance:
     encode: tuple[EncodeVector, ...]
     chat: tuple[ChatVector, ...]
     greedy: Greedy
+    tools: tuple[ToolVector, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -196,7 +206,8 @@ class Manifest:
 
     weights: canonical weight name -> digest of its portable form, equal on every engine (docs/artifact.md); empty where not recorded.
     calibration: None where 4-bit weights were rounded by themselves. fidelity: None where an older edgekit did not measure it.
-    release: its publisher's number, by which a device tells an older one; None where it was never given one.
+    release: its publisher's number, by which a device tells an older one; None where it was never given one. tool_template: what renders
+    chats with tools; None: ``chat_template`` does.
     """
 
     format: Literal["edgekit"]
@@ -215,6 +226,7 @@ class Manifest:
     calibration: CalibrationInfo | None = None
     fidelity: FidelityInfo | None = None
     release: int | None = None
+    tool_template: str | None = None
 
     def to_json(self) -> str:
         """The text of ``edgekit.json``: keys in the order of the specification, two spaces, one line feed at the end."""
@@ -333,6 +345,7 @@ def check_digests(artifact: Artifact, progress: Progress = silent) -> None:
 def _what(artifact: Artifact, name: str) -> str:
     known = {
         artifact.manifest.chat_template: "the chat template",
+        artifact.manifest.tool_template: "the chat template for tools",
         "generation_config.json": "the stop ids",
         "tokenizer.json": "the tokenizer",
     }
@@ -425,9 +438,9 @@ def _check_values(manifest: Manifest, where: str) -> None:
             raise ArtifactError(f"{where}: files.{name}.bytes: wanted at least 0, found {info.bytes}")
     if manifest.release is not None and manifest.release < 0:
         raise ArtifactError(f"{where}: release: wanted at least 0, found {manifest.release}")
-    template = manifest.chat_template
-    if template is not None and template not in manifest.files:
-        raise ArtifactError(f"{where}: chat_template: {template!r} is not among the files")
+    for key, template in (("chat_template", manifest.chat_template), ("tool_template", manifest.tool_template)):
+        if template is not None and template not in manifest.files:
+            raise ArtifactError(f"{where}: {key}: {template!r} is not among the files")
 
 
 def _check_file(directory: Path, name: str, info: FileInfo) -> None:

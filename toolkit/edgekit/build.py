@@ -25,7 +25,7 @@ from edgekit.artifact import (
 from edgekit.cache import Cache, make_room, open_cache, prune, source_files
 from edgekit.catalog import resolve
 from edgekit.checkpoint import reading
-from edgekit.companions import TEMPLATE, Companions, companion_files, read_companions, write_companions
+from edgekit.companions import Companions, companion_files, read_companions, write_companions
 from edgekit.conformance import NOT_VERIFIED, greedy_vectors, text_vectors
 from edgekit.device import load_device
 from edgekit.digest import Ledger, weight_digests
@@ -43,6 +43,7 @@ from edgekit.quant.scheme import scheme as load_scheme
 from edgekit.quantized import Quantizer
 from edgekit.resources import check_release
 from edgekit.target import Target, load_target
+from edgekit.template_files import TEMPLATE, TOOL_TEMPLATE
 
 COMPANION_BYTES = 32_000_000
 """More than tokenizer, graph and licence take beside the weights."""
@@ -180,7 +181,7 @@ def _make(job: Job, staging: Path, output: Path, progress: Progress) -> Manifest
     manifest = _manifest(job, exported, weights, {path.name: source.sha256 for path, source in quantizer.sources.items()})
     if job.gate is not None:
         # A template must be among the files, and these are listed later.
-        artifact = Artifact(staging, replace(manifest, chat_template=None))
+        artifact = Artifact(staging, replace(manifest, chat_template=None, tool_template=None))
         made = Quantized(job.model, model, job.scheme, replace(quantizer, ledger=None), weights, job.lossy)
         manifest = replace(manifest, fidelity=pass_gate(job.gate, made, companions, artifact, output, progress))
     shutil.rmtree(staging / CALIBRATED, ignore_errors=True)
@@ -325,6 +326,7 @@ def _manifest(job: Job, exported: Exported, weights: Mapping[str, str], files: M
         weights=weights,
         calibration=job.fitted.info,
         fidelity=FidelityInfo("not verified", NOT_VERIFIED),
+        tool_template=None if companions.tool_template is None else TOOL_TEMPLATE,
     )
 
 

@@ -34,7 +34,8 @@ from edgekit.runtime.session import Session, open_session
 from edgekit.runtime.tokenizer import Tokenizer, check_tokenizer, open_tokenizer
 
 if TYPE_CHECKING:
-    from edgekit.runtime.chat import ChatTemplate, Messages
+    from edgekit.runtime.chat import Messages
+    from edgekit.runtime.templates import ChatTemplates
     from edgekit.signing import Trust
 
 __all__ = ["Completion", "Finish", "Processor", "Runtime", "Sampling", "Session", "Step", "Tokenizer", "load"]
@@ -68,16 +69,16 @@ def open_runtime(artifact: Artifact, *, threads: int | None = None) -> "Runtime"
     return Runtime(artifact.manifest, tokenizer, template, session)
 
 
-def open_text(artifact: Artifact) -> "tuple[Tokenizer, ChatTemplate | None]":
+def open_text(artifact: Artifact) -> "tuple[Tokenizer, ChatTemplates | None]":
     """Tokenizer and chat template, which give what the manifest's vectors say. Raises ArtifactError, TemplateError."""
-    from edgekit.runtime.chat import check_template, open_template  # Jinja: imported while the engine loads
+    from edgekit.runtime.templates import check_templates, open_templates  # Jinja: imported while the engine loads
 
     manifest = artifact.manifest
     tokenizer = open_tokenizer(artifact.directory, bos=manifest.tokens.bos if manifest.tokens.add_bos else None)
     check_tokenizer(tokenizer, manifest.conformance.encode)
-    template = open_template(artifact.directory, manifest.chat_template) if manifest.chat_template is not None else None
+    template = open_templates(artifact.directory, manifest)
     if template is not None:
-        check_template(template, manifest.conformance.chat)
+        check_templates(template, manifest)
     return tokenizer, template
 
 
@@ -87,7 +88,7 @@ class Runtime:
     The tokens of the last sequence stay in the session's cache: a prompt that begins with them costs only what is new.
     """
 
-    def __init__(self, manifest: Manifest, tokenizer: Tokenizer, template: "ChatTemplate | None", session: Session) -> None:
+    def __init__(self, manifest: Manifest, tokenizer: Tokenizer, template: "ChatTemplates | None", session: Session) -> None:
         self.manifest = manifest
         self.tokenizer = tokenizer
         self.session = session

@@ -6,7 +6,7 @@ import traceback
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import jinja2
 import jinja2.ext
@@ -123,7 +123,13 @@ def special_tokens(directory: Path) -> dict[str, str]:
     return found
 
 
-def check_template(template: ChatTemplate, vectors: Sequence[ChatVector]) -> None:
+class Renderer(Protocol):
+    """One template, or several of which it takes the right one."""
+
+    def render(self, messages: Messages, *, now: datetime | None = None) -> str: ...
+
+
+def check_template(template: Renderer, vectors: Sequence[ChatVector]) -> None:
     """Renders the manifest's chats. Raises ArtifactError naming the first that comes out differently."""
     for vector in vectors:
         rendered = template.render([{"role": m.role, "content": m.content} for m in vector.messages], now=VECTOR_TIME)

@@ -54,14 +54,15 @@ class Tokenizer:
         return TextStream(self, context)
 
 
-def open_tokenizer(directory: Path, *, bos: int | None = None) -> Tokenizer:
-    """Opens ``tokenizer.json``. Raises ArtifactError when it is missing, does not parse, has a decoder that cannot be streamed, or would
-    make far more of a text than it is."""
+def open_tokenizer(directory: Path, *, bos: int | None = None, text: str | None = None) -> Tokenizer:
+    """Opens ``tokenizer.json``, or ``text`` in its place. Raises ArtifactError when it is missing, does not parse, has a decoder that
+    cannot be streamed, or would make far more of a text than it is."""
     path = directory / FILE
     try:
-        if path.stat().st_size > LIMIT:
-            raise ArtifactError(f"{path}: larger than {LIMIT >> 20} MB, that is no tokenizer")
-        text = path.read_text(encoding="utf-8")
+        if text is None:
+            if path.stat().st_size > LIMIT:
+                raise ArtifactError(f"{path}: larger than {LIMIT >> 20} MB, that is no tokenizer")
+            text = path.read_text(encoding="utf-8")
         data = json.loads(text)
         decoder = data.get("decoder")
         for part in ("normalizer", "pre_tokenizer", "post_processor", "decoder"):

@@ -78,7 +78,7 @@ def serve(artifact: Artifact, settings: Settings, *, threads: int | None) -> Non
 
 def describe(artifact: Artifact) -> tuple[ToolSyntax | None, str]:
     """How an artifact's model writes tool calls, and its print: the beginning of its manifest's digest. Raises ArtifactError."""
-    name = artifact.manifest.chat_template
+    name = artifact.manifest.tool_template or artifact.manifest.chat_template
     digest = hashlib.sha256((artifact.directory / MANIFEST).read_bytes()).hexdigest()
     try:
         source = "" if name is None else (artifact.directory / name).read_text(encoding="utf-8")
