@@ -85,6 +85,8 @@ def longrope(pairs: int, kind: str = "longrope", key: str = "type") -> dict[str,
 
 LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 48, "rope_type": "llama3"}
 SWITCH = 24  # original_max_position_embeddings of every LongRoPE variant here
+WIDE: dict[str, object] = {"hidden_size": 576, "intermediate_size": 1536, "num_attention_heads": 9, "num_key_value_heads": 3}
+"""SmolLM2-135M's widths: 128 divides the inputs of down alone, 64 all."""
 RAGGED: dict[str, object] = {"hidden_size": 80, "intermediate_size": 144, "num_attention_heads": 5, "num_key_value_heads": 1}
 
 VARIANTS: dict[str, Variant] = {
@@ -133,6 +135,8 @@ VARIANTS: dict[str, Variant] = {
     "llama3-v5": Variant("llama", {"rope_theta": None, "rope_parameters": {**LLAMA3, "rope_theta": 500000.0}}),
     "llama-linear": Variant("llama", {"rope_scaling": {"type": "linear", "factor": 2.0}}),
     "llama-ragged": Variant("llama", RAGGED),
+    "llama-576": Variant("llama", {**WIDE, "tie_word_embeddings": True, "num_hidden_layers": 1}),
+    "llama-192": Variant("llama", {"hidden_size": 192, "intermediate_size": 96, "head_dim": 32, "num_attention_heads": 6}),
     "qwen2": Variant("qwen2"),
     "qwen2-tied": Variant("qwen2", {"tie_word_embeddings": True}),
     "qwen2-window": Variant("qwen2", {"use_sliding_window": True, "sliding_window": 12, "max_window_layers": 1}),

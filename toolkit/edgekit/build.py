@@ -40,7 +40,7 @@ from edgekit.precision import Budget
 from edgekit.progress import Progress, silent
 from edgekit.quant.scheme import Format, QuantScheme
 from edgekit.quant.scheme import scheme as load_scheme
-from edgekit.quantized import Quantizer
+from edgekit.quantized import Quantizer, other_formats
 from edgekit.resources import check_release
 from edgekit.target import Target, load_target
 from edgekit.template_files import TEMPLATE, TOOL_TEMPLATE
@@ -313,9 +313,9 @@ def _manifest(job: Job, exported: Exported, weights: Mapping[str, str], files: M
             scheme.name,
             round(exported.bits_per_weight, 4),
             _format(scheme.linear),
-            _format(scheme.embedding),
-            _format(scheme.lm_head),
-            {name: _format(form) for name, form in scheme.exceptions} | dict(exported.tensors),
+            _format(scheme.format_for("embed_tokens", decoder.hidden_size)),
+            _format(scheme.format_for("lm_head", decoder.hidden_size)),
+            {name: _format(form) for name, form in other_formats(model, scheme).items()} | dict(exported.tensors),
             job.fitted.method,
         ),
         context=ContextInfo(target.context, switch, window),

@@ -8,7 +8,7 @@ from edgekit.artifact import Manifest
 from edgekit.engines.exported import Held, Running
 from edgekit.engines.onnx.options import OnnxOptions
 from edgekit.engines.onnx.session import CHUNK
-from edgekit.engines.onnx_format.weights import DataFile, row_bytes
+from edgekit.engines.onnx_format.weights import DataFile, group_bytes
 from edgekit.models.decoder import DecoderConfig
 
 PROCESS = 84_000_000
@@ -44,9 +44,9 @@ def running(data: DataFile, decoder: DecoderConfig, options: OnnxOptions) -> Run
     """For the planned file of this decoder."""
     embedding = next(m for m in data.matrices if m.weight == "embed_tokens")
     multiplied = [m for m in data.matrices if decoder.tied or m is not embedding]
-    bytes_of = {id(m): m.shape[0] * sum(row_bytes(m.shape[1], m.format, data.floats)) for m in data.matrices}
+    bytes_of = {id(m): m.shape[0] * sum(group_bytes(m.groups, m.format, data.floats)) for m in data.matrices}
     read = sum(bytes_of[id(m)] for m in multiplied)
-    largest = max(m.shape[0] * row_bytes(m.shape[1], m.format, data.floats)[0] for m in multiplied)
+    largest = max(m.shape[0] * group_bytes(m.groups, m.format, data.floats)[0] for m in multiplied)
     on_cpu = options.provider == "cpu"
     return Running(
         unit="cpu" if on_cpu else "gpu",

@@ -57,18 +57,20 @@ class OnnxStored:
         name, first = self._home(weight, ".scales")
         k = self.model.decoder.weight_shapes()["embed_tokens" if weight == "lm_head" else weight][1]
         groups = -(-k // form.group)
+        stored = max(groups, self._groups(name))  # some kernels ask for groups of filling
         rows = slice(first + start, first + stop)
         width = form.group * form.bits // 8
         if f"{name}.rows" in self.initializers and f"{name}.codes" not in self.initializers:  # an embedding that is only looked up in
             codes: NDArray[Any] = self._rows(f"{name}.rows", rows, (groups * width,)).reshape(-1, groups, width)
         else:
-            codes = self._rows(f"{name}.codes", rows, (groups, width))
-        scales = self._rows(f"{name}.scales", rows, (groups,))
-        zeros = self._rows(f"{name}.zeros", rows, (-(-groups * form.bits // 8),))
+            codes = self._rows(f"{name}.codes", rows, (stored, width))[:, :groups]
+        scales = self._rows(f"{name}.scales", rows, (stored,))[:, :groups]
+        zeros = self._rows(f"{name}.zeros", rows, (-(-stored * form.bits // 8),))
         if form.bits == 4:
-            zeros = unpack_nibbles(zeros)[:, :groups]
+            zeros = unpack_nibbles(zeros)
         with np.errstate(over="ignore"):  # scales that are no scales are found by comparing
-            return QuantizedTensor((stop - start, k), form, codes, scales.astype(np.float16), np.ascontiguousarray(zeros))
+            parts = codes, scales.astype(np.float16), zeros[:, :groups]
+        return QuantizedTensor((stop - start, k), form, *map(np.ascontiguousarray, parts))
 
     def vector(self, weight: str) -> NDArray[np.generic]:
         suffix = "" if weight.endswith(".bias") else ".weight"
@@ -95,6 +97,11 @@ class OnnxStored:
         except (OSError, ValueError, KeyError, TypeError):
             listed = None
         return {CONFIG: tuple(listed) if isinstance(listed, list) else ()}
+
+    def _groups(self, name: str) -> int:
+        """Of a row in the file; 0 where that is not known."""
+        found = self.initializers.get(f"{name}.scales")
+        return found.shape[1] if found is not None and len(found.shape) == 2 else 0
 
     def _home(self, weight: str, suffix: str) -> tuple[str, int]:
         stems = {name.removesuffix(suffix) for name in self.initializers if name.endswith(suffix)}
