@@ -23,6 +23,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from edgekit import strict_json
 from edgekit.artifact import digests
 from edgekit.errors import UsageError
 from edgekit.progress import Progress
@@ -153,7 +154,7 @@ def _source_place(cache: Cache, path: Path) -> Path:
 def _recall(cache: Cache, path: Path) -> SourceFile | None:
     place = _source_place(cache, path)
     try:
-        kept = parse(SourceFile, json.loads(place.read_bytes()), unknown="refuse")
+        kept = parse(SourceFile, strict_json.load(place.read_bytes()), unknown="refuse")
     except (OSError, ValueError, RecordError):  # not there, or damaged: the file is read again, which is always right
         return None
     touch(place)
@@ -248,7 +249,7 @@ def groups(cache: Cache) -> list[Group]:
 
 def _group(cache: Cache, name: str, held: Sequence[os.stat_result]) -> Group:
     try:
-        about = json.loads((cache.directory / "blocks" / name / ABOUT).read_bytes())
+        about = strict_json.load((cache.directory / "blocks" / name / ABOUT).read_bytes())
         model, file, form = (str(about[key]) for key in ("model", "file", "format"))
     except (OSError, ValueError, TypeError, KeyError):
         model = file = form = "?"

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from edgekit import cache as blocks
+from edgekit import strict_json
 from edgekit.cache import Cache
 
 COMPLETE = "complete"
@@ -39,7 +40,7 @@ def restore(cache: Cache, group: str, folder: Path) -> bool:
     names = blocks.load(cache, group, COMPLETE, None)
     if names is None:
         return False
-    wanted = json.loads(bytes(names))
+    wanted = strict_json.load(bytes(names))
     if all(_copy(cache, group, name, folder / name) for name in wanted):
         return True
     for name in wanted:
