@@ -5,7 +5,6 @@ Nothing here unpickles or runs code: ``pytorch_model.bin`` is refused and ``auto
 """
 
 import contextlib
-import json
 import logging
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -16,6 +15,7 @@ from typing import cast
 import numpy as np
 from numpy.typing import NDArray
 
+from edgekit import strict_json
 from edgekit.errors import CheckpointError, ConfigError, ModelNotFound
 from edgekit.foreign import BEGINNING, check_beginning, check_link, check_texts, ignored_adapter, without_config, without_weights
 from edgekit.prequantized import by_config, refusal
@@ -184,25 +184,10 @@ def parse_config(content: bytes, path: Path, original: str | None = None) -> Map
 
 def parse_object(text: bytes) -> dict[str, object]:
     """A JSON object. Raises ValueError, in words, for anything else: bad JSON, another kind of value, a key given twice."""
-    try:
-        value = json.loads(text.decode("utf-8"), object_pairs_hook=_unique)
-    except RecursionError:
-        raise ValueError("JSON nested too deeply") from None
-    except UnicodeDecodeError as error:
-        raise ValueError(f"not UTF-8 (byte {error.start})") from None
-    except json.JSONDecodeError as error:
-        raise ValueError(f"not valid JSON: {error}") from None
+    value = strict_json.load(text)
     if not isinstance(value, dict):
         raise ValueError(f"a JSON object is needed, not {type(value).__name__}")
     return cast(dict[str, object], value)
-
-
-def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    out = dict(pairs)
-    if len(out) != len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"key {next(n for n in names if names.count(n) > 1)!r} is given twice")
-    return out
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
+from edgekit import strict_json
 from edgekit.artifact import (
     MANIFEST,
     SIGNATURE,
@@ -94,7 +95,7 @@ def sign(directory: Path, key: Path, *, release: int | None = None, passphrase: 
     check_digests(artifact, progress)
     raw, manifest = read_manifest(directory), artifact.manifest
     if release is not None and release != manifest.release:
-        if json.loads(manifest.to_json()) != json.loads(raw):
+        if json.loads(manifest.to_json()) != strict_json.load(raw):
             raise UsageError(
                 f"{directory / MANIFEST} holds keys that this edgekit does not know; set its release with the edgekit that made it"
             )

@@ -5,7 +5,6 @@ the rounding of the kernels, so its tokens are judged one by one, each after the
 likely one here, it must lead by no more than rounding could explain (``NEAR``). The engine runs in a process of its own.
 """
 
-import json
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
@@ -14,7 +13,7 @@ from typing import Literal, cast
 
 import numpy as np
 
-from edgekit import child
+from edgekit import child, strict_json
 from edgekit.artifact import SIGNATURE, Artifact, GreedyVector, load_artifact, read_artifact, unlisted
 from edgekit.errors import ArtifactError, EngineError
 from edgekit.progress import Progress, silent
@@ -102,7 +101,7 @@ def _check_stops(artifact: Artifact) -> None:
     if path.name not in artifact.manifest.files:
         return
     try:
-        listed = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
+        listed = strict_json.load(path.read_text(encoding="utf-8")).get("eos_token_id")
     except (OSError, ValueError, AttributeError) as error:
         raise ArtifactError(f"{path} cannot be read ({error!r}); build the artifact again") from None
     for token in listed if isinstance(listed, list) else [listed]:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
-from edgekit import errors
+from edgekit import errors, strict_json
 from edgekit.artifact import MANIFEST, SIGNATURE, Artifact
 from edgekit.errors import DeviceUnfit, EdgekitError, OutputError, RemoteError
 from edgekit.progress import Progress
@@ -129,7 +129,9 @@ def _prepare(device: Device, artifact: Artifact, wishes: Wishes, tell: Tell, pro
     python = (device.python, "-I", *(() if held.there else ("-S",)), "-c")
     arguments = ("profile", place, "--json", "--journal", f"{folder}/journal", *trace, *wishes.arguments)
     describe = [*python, DESCRIBE, f"{runtime}/packages", *artifact.manifest.engine.requires]
-    machine = json.loads(str(_patient(device, {"verb": "call", "command": describe}, tell, wishes)["out"]))
+    machine = _object(str(_patient(device, {"verb": "call", "command": describe}, tell, wishes)["out"]))
+    if machine is None:
+        raise DeviceUnfit(f"{device.where}: its Python did not say what machine it is; look at what it prints: {' '.join(python)} ''")
     return Run(device, key, (*python, START, f"{runtime}/packages", *arguments), wishes.journal or _journals() / f"{key}.jsonl", machine)
 
 
@@ -213,13 +215,19 @@ def _file(run: Run, name: str, folder: Path, wishes: Wishes, tell: Tell) -> byte
     return target.read_bytes()
 
 
+def _object(text: str | bytes) -> Json | None:
+    """What a device printed, if that is a JSON object."""
+    try:
+        found = strict_json.load(text)
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) else None
+
+
 def _understand(device: Device, code: int, out: bytes, err: bytes) -> Json:
     """What ``edge profile`` there printed, or the error it ended with."""
-    try:
-        document = json.loads(out)
-        if not isinstance(document, dict):
-            raise ValueError
-    except ValueError:
+    document = _object(out)
+    if document is None:
         said = last_line(err.decode(errors="replace"))
         raise DeviceUnfit(f"{device.where}: edge profile ended there with exit code {code}: {said}") from None
     if "error" in document:

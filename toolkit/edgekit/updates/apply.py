@@ -17,7 +17,7 @@ from edgekit.artifact import (
     read_manifest,
 )
 from edgekit.errors import ArtifactError, OutputError, SignatureError
-from edgekit.output import alone_with, check_exchange, put_back, replacing, writing
+from edgekit.output import alone_with, check_exchange, previous_of, put_back, replacing, writing
 from edgekit.progress import Progress, silent
 from edgekit.signing import Trust, check_release, check_signature, pinned
 from edgekit.updates.patch import Patch, Piece, check_patch, read_header
@@ -71,7 +71,7 @@ def roll_back(directory: Path, *, trust: Trust | None = None, progress: Progress
     trust: whose signature it must bear; None: a pinned key's, if there is one.
     Raises SignatureError, ArtifactError (none there, or damaged), OutputError (also where somebody else is writing it).
     """
-    previous = directory.with_name(f"{directory.name}.previous")
+    previous = previous_of(directory)
     check_exchange(directory)
     with alone_with(directory):
         if previous.is_symlink() or not previous.is_dir():

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from edgekit.artifact import MANIFEST, SIGNATURE, Artifact, load_artifact, read_manifest
 from edgekit.errors import OutputError, UsageError
+from edgekit.files import beside
 from edgekit.progress import Progress, silent
 from edgekit.signing import Trust
 from edgekit.updates.chunks import chunks, content
@@ -117,7 +118,7 @@ def _alike(a: Data, b: Data) -> int:
 
 
 def _write(out: Path, patch: Patch, news: Mapping[str, Data]) -> None:
-    staging = out.with_name(f".{out.name}.partial-{os.urandom(4).hex()}")
+    staging = beside(out, ".", f".partial-{os.urandom(4).hex()}")
     try:
         with staging.open("xb") as file:
             write_header(file, patch)

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+from edgekit import strict_json
 from edgekit.companions import read_companions
 from edgekit.engines.exported import Exported, Footprint
 from edgekit.engines.mlx import weights
@@ -69,6 +70,6 @@ def export(
 
 def _limit_tokenizer(path: Path, tokens: int) -> None:
     """So that transformers' tokenizers, which mlx-lm uses, warn of a longer prompt. edgekit's own takes no notice."""
-    config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    config = strict_json.load(path.read_text(encoding="utf-8")) if path.is_file() else {}
     text = json.dumps({**config, "model_max_length": max(1, tokens)}, indent=2, ensure_ascii=False) + "\n"
     path.write_text(text, encoding="utf-8", newline="\n")
