@@ -220,6 +220,20 @@ def test_bytes_that_only_longer_tokens_hold(tmp_path: Path) -> None:
         runtime.generate([4], regex="é")
 
 
+@pytest.mark.parametrize("stop", ["{0}", "b{0}", "b\n{0}", "{0}a", "\n{0}a", "b\n"])
+def test_a_stop_text_that_names_a_special_token(vocabulary: Runtime, stop: str) -> None:
+    """Also where the decoder still holds back what came before it (a line feed is a token for a byte in Llama's vocabularies)."""
+    forms = vocabulary._forms
+    assert forms is not None
+    special = vocabulary.tokenizer.backend.id_to_token(1)
+    spelled = [forms.spelling.spell(text, 9) for text in (b"ab\n", b"ab")]
+    script = [*(spelled[0] or ()), 1, *(spelled[1] or ()), 2]
+    steps = list(vocabulary.generate([4], stop=stop.format(special), max_tokens=12, processors=[leading([4], script)]))
+    shown = {"{0}": "ab\n", "b{0}": None, "b\n{0}": "a", "{0}a": "ab\n", "\n{0}a": "ab", "b\n": "a"}[stop]
+    assert steps[-1].stopped_by == (None if shown is None else stop.format(special))
+    assert texts(steps) == ("ab\nab" if shown is None else shown)
+
+
 def test_no_token_is_half_of_something(vocabulary: Runtime) -> None:
     """Bytes are what the token adds: special, unused and missing ids add none."""
     tokens = vocabulary.manifest.tokens

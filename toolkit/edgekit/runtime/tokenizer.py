@@ -2,7 +2,7 @@
 
 import contextlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -159,6 +159,12 @@ class TextStream:
     def finish(self) -> str:
         """The rest, in which a cut character is U+FFFD. The stream may not be used afterwards."""
         return self._tokenizer.decode(self._window)[self._sent :]
+
+    def silent_texts(self, more: Collection[int]) -> dict[int, str]:
+        """How special tokens, and ``more``, would be written if they showed."""
+        backend = self._tokenizer.backend
+        added = {token: backend.id_to_token(token) or "" for token in self._tokenizer.silent}
+        return added | {token: backend.decode([token], skip_special_tokens=False) for token in more if token not in added}
 
     def _settle(self) -> str:
         settled = _settled(self._tokenizer.decode(self._window))
