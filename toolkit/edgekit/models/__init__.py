@@ -147,7 +147,8 @@ def open_model(checkpoint: Checkpoint) -> Model:
     if what := by_tensors(checkpoint.tensors):
         raise CheckpointError(refusal(checkpoint.directory, what, original_model(checkpoint.directory)))
     decoder = found.decoder_config(checkpoint.config)
-    checkpoint, slices = _placed(checkpoint, decoder, found.weight_slices(decoder))
+    slices = found.weight_slices(decoder)
+    checkpoint = _named(checkpoint, slices["embed_tokens"].tensor, tied=decoder.tied)
     model = Model(checkpoint, decoder, slices)
     used = _expected(decoder, slices)
     for tensor, shape in used.items():
@@ -165,16 +166,15 @@ def open_model(checkpoint: Checkpoint) -> Model:
     return model
 
 
-def _placed(checkpoint: Checkpoint, decoder: DecoderConfig, slices: Mapping[str, Slice]) -> tuple[Checkpoint, Mapping[str, Slice]]:
-    """With the two other names that transformers reads as well: all without PREFIX, as a decoder without its lm_head is saved, and tied
-    weights that are stored once, but as lm_head."""
-    tensors, embedding = checkpoint.tensors, slices["embed_tokens"].tensor
+def _named(checkpoint: Checkpoint, embedding: str, *, tied: bool) -> Checkpoint:
+    """With the names that weights usually have, where they have the others that transformers reads as well: all without PREFIX, as a
+    decoder without its lm_head is saved, and tied weights that are stored once, but as lm_head."""
+    tensors = checkpoint.tensors
     if embedding.removeprefix(PREFIX) in tensors and not any(name.startswith(PREFIX) for name in tensors):
         tensors = {name if name == HEAD else PREFIX + name: info for name, info in tensors.items()}
-        checkpoint = replace(checkpoint, tensors=tensors)
-    if decoder.tied and embedding not in tensors and HEAD in tensors:
-        slices = {**slices, "embed_tokens": replace(slices["embed_tokens"], tensor=HEAD)}
-    return checkpoint, slices
+    if tied and embedding not in tensors and HEAD in tensors:
+        tensors = {embedding if name == HEAD else name: info for name, info in tensors.items()}
+    return replace(checkpoint, tensors=tensors)
 
 
 def _foreign(extra: Sequence[str], directory: Path) -> str:

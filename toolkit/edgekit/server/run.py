@@ -20,6 +20,7 @@ try:
     import uvicorn
 
     from edgekit.server.app import make_app
+    from edgekit.server.connection import connections
 except ImportError as error:
     raise EngineMissing(f'edge serve needs {error.name}; install it: pip install "edgekit[serve]"') from None
 
@@ -63,7 +64,7 @@ def serve(artifact: Artifact, settings: Settings, *, threads: int | None) -> Non
             make_app(runtime, settings, syntax, print_),
             log_level="warning",
             server_header=False,
-            http="h11",
+            http=connections(settings.limits.idle),
             ws="none",
             loop="asyncio",
             proxy_headers=False,
