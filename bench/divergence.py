@@ -45,7 +45,9 @@ def quantized(model: Model, scheme: QuantScheme, method: str) -> Callable[[str],
 
     def tensor(name: str) -> Array:
         weight = model.tensor(name)
-        return weight if weight.ndim < 2 else dequantize(quantize(weight, scheme.format_of(name), name=name, search=search))
+        if weight.ndim < 2:
+            return weight
+        return dequantize(quantize(weight, scheme.format_for(name, weight.shape[1]), name=name, search=search))
 
     return tensor
 

@@ -13,7 +13,7 @@ import sys
 import textwrap
 import types
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,7 @@ from edgekit import cli, errors, listing  # noqa: E402
 from edgekit.catalog import catalogue  # noqa: E402
 from edgekit.device import devices  # noqa: E402
 from edgekit.fidelity_gate import DEFAULTS, GUESSING  # noqa: E402
+from edgekit.packagers.kinds import KINDS, support  # noqa: E402
 from edgekit.profile import figures, report  # noqa: E402
 from edgekit.quant.scheme import SCHEMES  # noqa: E402
 from edgekit.target import targets  # noqa: E402
@@ -60,6 +61,7 @@ PAGES = (
     "README.md",
     "docs/artifact.md",
     "docs/cli.md",
+    "docs/package.md",
     "docs/performance.md",
     "docs/profile.md",
     "docs/profile.schema.json",
@@ -78,6 +80,16 @@ BLOCK = re.compile(r"(<!-- generated: ([a-z-]+) -->\n).*?(<!-- end -->)", re.DOT
 
 def target_table() -> str:
     return table(*listing.target_table(targets()))
+
+
+def package_table() -> str:
+    """Every kind with every target."""
+    rows = [[f"`{t.name}`", *(_supported(support(kind, t.name)) for kind in KINDS)] for t in targets()]
+    return table(["target", *(f"`{kind}`" for kind in KINDS)], rows)
+
+
+def _supported(others: Sequence[str]) -> str:
+    return f"no: {', '.join(others)}" if others else "works"
 
 
 def device_table() -> str:
@@ -257,6 +269,7 @@ GENERATED = {
     "kill": kill_report,
     "api": api,
     "targets": target_table,
+    "packages": package_table,
     "models": model_table,
     "schemes": scheme_table,
     "limits": limit_table,

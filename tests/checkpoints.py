@@ -85,6 +85,8 @@ def longrope(pairs: int, kind: str = "longrope", key: str = "type") -> dict[str,
 
 LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 48, "rope_type": "llama3"}
 SWITCH = 24  # original_max_position_embeddings of every LongRoPE variant here
+WIDE: dict[str, object] = {"hidden_size": 576, "intermediate_size": 1536, "num_attention_heads": 9, "num_key_value_heads": 3}
+"""SmolLM2-135M's widths: 128 divides the inputs of down alone, 64 all."""
 RAGGED: dict[str, object] = {"hidden_size": 80, "intermediate_size": 144, "num_attention_heads": 5, "num_key_value_heads": 1}
 
 VARIANTS: dict[str, Variant] = {
@@ -133,10 +135,41 @@ VARIANTS: dict[str, Variant] = {
     "llama3-v5": Variant("llama", {"rope_theta": None, "rope_parameters": {**LLAMA3, "rope_theta": 500000.0}}),
     "llama-linear": Variant("llama", {"rope_scaling": {"type": "linear", "factor": 2.0}}),
     "llama-ragged": Variant("llama", RAGGED),
+    "llama-576": Variant("llama", {**WIDE, "tie_word_embeddings": True, "num_hidden_layers": 1}),
+    "llama-192": Variant("llama", {"hidden_size": 192, "intermediate_size": 96, "head_dim": 32, "num_attention_heads": 6}),
     "qwen2": Variant("qwen2"),
     "qwen2-tied": Variant("qwen2", {"tie_word_embeddings": True}),
     "qwen2-window": Variant("qwen2", {"use_sliding_window": True, "sliding_window": 12, "max_window_layers": 1}),
 }
+
+DEFAULT = {"rope_type": "default"}
+# A variant, and keys that transformers ignores in it.
+IGNORED: list[tuple[str, dict[str, object]]] = [
+    ("llama", {"rope_scaling": {}}),
+    ("llama", {"rope_scaling": {"type": "default"}}),
+    ("llama", {"rope_scaling": {**DEFAULT, "factor": 4.0, "mrope_section": [4, 6, 6], "original_max_position_embeddings": 48}}),
+    ("llama", {"rope_scaling": {"factor": 4.0}}),
+    ("llama", {"original_max_position_embeddings": 24}),
+    ("llama", {"partial_rotary_factor": 1.0}),
+    ("llama", {"sliding_window": 16}),
+    ("llama", {"sliding_window": 16, "use_sliding_window": False, "max_window_layers": 1}),
+    ("llama", {"hidden_act": "swish"}),
+    ("llama", {"pretraining_tp": 2, "attention_dropout": 0.1, "torch_dtype": "float16", "dtype": "bfloat16"}),
+    ("llama", {"quantization_config": None, "compression_config": {"quant_method": "x"}}),
+    ("llama", {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": False, "load_in_8bit": False}}),
+    ("llama3", {"rope_scaling": {**LLAMA3, "attention_factor": 1.5, "beta_fast": 32}}),
+    ("mistral-window", {"use_sliding_window": False, "max_window_layers": 1}),
+    ("mistral", {"attention_bias": True, "mlp_bias": True}),
+    ("phi3", {"attention_bias": True, "mlp_bias": True, "resid_pdrop": 0.1}),
+    ("phi3", {"original_max_position_embeddings": 24, "rope_scaling": {**DEFAULT, "factor": 2.0}}),
+    ("phi3", {"sliding_window": 262144, "layer_types": ["full_attention", "full_attention"]}),
+    ("phi3-longrope", {"rope_scaling": {**longrope(16), "beta_fast": 32, "low_freq_factor": 2.0}}),
+    ("qwen2", {"sliding_window": 12, "max_window_layers": 0}),
+    ("qwen2", {"sliding_window": 0}),
+    ("qwen2", {"sliding_window": -1}),
+    ("qwen2", {"attention_bias": False, "mlp_bias": True}),
+    ("qwen2", {"rope_scaling": {"type": "default", "rope_type": "default", "mrope_section": [4, 6, 6]}}),
+]
 
 
 def make_checkpoint(

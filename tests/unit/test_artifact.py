@@ -62,7 +62,7 @@ def test_unknown_keys_are_ignored_anywhere(artifact: Path) -> None:
         ("model/parameters", True, "model.parameters: wanted an integer, found true"),
         ("context/rope_switch", 1.5, "context.rope_switch: wanted an integer or null, found 1.5"),
         ("context/length", 0, "context.length"),
-        ("context/sliding_window", -1, "context.sliding_window: wanted at least 1, found -1"),
+        ("context/sliding_window", -1, "context.sliding_window: wanted at least 1 and at most 16777216, found -1"),
         ("tokens/stop", 5, "tokens.stop: wanted a list, found 5"),
         ("tokens/stop", [1, "x"], "tokens.stop[1]: wanted an integer, found 'x'"),
         ("tokens/stop", [1, 4096], "tokens.stop[1]: 4096 is outside the vocabulary"),
@@ -90,12 +90,12 @@ def test_wrong_manifest_names_file_and_key(artifact: Path, path: str, value: Any
         ("", "not valid JSON"),
         ("[]", "no edgekit manifest"),
         ("{}", "no edgekit manifest"),
-        ('{"format": "edgekit", "format": "edgekit"}', "the key 'format' appears twice"),
+        ('{"format": "edgekit", "format": "edgekit"}', "key 'format' is given twice"),
         ('{"format": "edgekit", "version": NaN}', "NaN is no JSON number"),
         ('{"format": "edgekit", "version": 1e999}', "1e999 is too large a number"),
         ('{"format": "edgekit", "version": "1"}', "version: wanted a positive integer"),
         ('{"format": "edgekit", "version": 2, "all": "new"}', "newer than this edgekit knows (1); upgrade: pip install --upgrade edgekit"),
-        ("[" * 100_000, "not valid JSON"),
+        ("[" * 100_000, "JSON nested too deeply"),
     ],
 )
 def test_malformed_manifest(artifact: Path, text: str, message: str) -> None:

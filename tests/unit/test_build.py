@@ -6,10 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from checkpoints import Variant, make_checkpoint
+import edgekit
+from checkpoints import Variant, make_checkpoint, write_json
 from edgekit.artifact import Manifest, check_digests, load_artifact
 from edgekit.build import build, outputs
 from edgekit.errors import ConfigError, ModelError, OutputError, TargetError, TemplateError, UsageError
+from edgekit.runtime.tokenizer import open_tokenizer
+from edgekit.template_files import read_sources
 
 
 @pytest.fixture(scope="module")
@@ -165,11 +168,75 @@ def test_broken_template_stops_before_the_long_job(checkpoint: Path, tmp_path: P
 def test_tokenizer_of_another_model(checkpoint: Path, tmp_path: Path) -> None:
     copy = edited(checkpoint, tmp_path, "tokenizer_config.json")
     tokenizer = json.loads((copy / "tokenizer.json").read_text(encoding="utf-8"))
-    tokenizer["added_tokens"].append({**tokenizer["added_tokens"][0], "id": 320, "content": "<extra>"})
-    tokenizer["model"]["vocab"]["<extra>"] = 320
+    tokenizer["model"]["vocab"]["extra"] = 320
     (copy / "tokenizer.json").write_text(json.dumps(tokenizer), encoding="utf-8")
-    with pytest.raises(ConfigError, match=r"gives '<extra>' the id 320, but config\.json has vocab_size 320"):
+    with pytest.raises(ConfigError, match=r"gives 'extra' the id 320, but config\.json has vocab_size 320"):
         build(copy, target="cpu", output=tmp_path / "a")
+
+
+def test_added_tokens_beyond_the_embedding_are_text(checkpoint: Path, tmp_path: Path) -> None:
+    """As transformers runs such a model: no row can be looked up for them, and none generated."""
+    copy = edited(checkpoint, tmp_path, "tokenizer_config.json", pad_token="[PAD]")
+    tokenizer = json.loads((copy / "tokenizer.json").read_text(encoding="utf-8"))
+    known = len(tokenizer["model"]["vocab"])
+    fill = [f"<fill{i}>" for i in range(320 - known)]  # so that the next id is the first beyond
+    write_json(copy / "added_tokens.json", {text: known + i for i, text in enumerate([*fill, "[PAD]", "<more>"])})
+    stops = json.loads((copy / "generation_config.json").read_text(encoding="utf-8"))["eos_token_id"]
+    write_json(copy / "generation_config.json", {"eos_token_id": [*stops, 320], "pad_token_id": 320})
+    manifest = build(copy, target="cpu", output=tmp_path / "a")
+    assert list(manifest.tokens.stop) == stops
+    opened = open_tokenizer(tmp_path / "a")
+    assert max(opened.encode("[PAD]<more>" + "".join(fill))) == 319 and opened.decode(opened.encode("a[PAD]<more>")) == "a[PAD]<more>"
+    written = json.loads((tmp_path / "a" / "tokenizer_config.json").read_text(encoding="utf-8"))
+    assert "pad_token" not in written and "pad_token_id" not in json.loads((tmp_path / "a" / "generation_config.json").read_text("utf-8"))
+    assert "[PAD]" not in (tmp_path / "a" / "tokenizer.json").read_text(encoding="utf-8")
+
+
+def test_a_tool_template_travels_and_renders_chats_with_tools(checkpoint: Path, tmp_path: Path) -> None:
+    shown = "{% for t in tools %}<{{ t.function.name }}>{% endfor %}{{ messages[0].content }}"
+    named = [{"name": "tool_use", "template": shown}, {"name": "default", "template": "{{ messages[0].content }}"}]
+    for given in (named, {"default": named[1]["template"], "tool_use": shown}):
+        manifest = build(
+            edited(checkpoint, tmp_path, "tokenizer_config.json", chat_template=given), target="cpu", output=tmp_path / "a", force=True
+        )
+        assert manifest.tool_template == "additional_chat_templates/tool_use.jinja"
+        assert [vector.rendered for vector in manifest.conformance.tools] == ["<set_light>What is 12 plus 30?"]
+        with edgekit.load(tmp_path / "a") as runtime:
+            assert runtime.render([{"role": "user", "content": "x"}]) == "x"
+            assert runtime.render([{"role": "user", "content": "x"}], tools=[{"function": {"name": "f"}}]) == "<f>x"
+        shutil.rmtree(tmp_path / "edited")
+
+
+@pytest.mark.parametrize(
+    ("files", "wanted"),
+    [
+        ({"chat_template.jinja": "A"}, ("A", None)),
+        ({"chat_template.jinja": "A", "additional_chat_templates/tool_use.jinja": "T"}, ("A", "T")),
+        (
+            {"chat_template.jinja": "A", "additional_chat_templates/default.jinja": "B", "additional_chat_templates/rag.jinja": "R"},
+            ("B", None),
+        ),
+        ({"chat_template.json": {"chat_template": "P"}}, ("P", None)),
+        ({"processor_config.json": {"chat_template": {"default": "P", "tool_use": "T"}}}, ("P", "T")),
+        ({"tokenizer_config.json": {"chat_template": "C"}, "chat_template.json": {"chat_template": "P"}}, ("C", None)),
+        ({"tokenizer_config.json": {"chat_template": "C"}, "additional_chat_templates/tool_use.jinja": "T"}, None),
+        ({"tokenizer_config.json": {"chat_template": [{"name": "tool_use", "template": "T"}]}}, None),
+        ({"tokenizer_config.json": {"chat_template": [{"name": "rag", "template": 3}]}}, None),
+        ({"tokenizer_config.json": {"chat_template": [{"name": "chat", "template": "C"}]}}, ("C", None)),
+    ],
+)
+def test_where_templates_are_looked_for(tmp_path: Path, files: dict[str, object], wanted: tuple[str, str | None] | None) -> None:
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
+    config = files.get("tokenizer_config.json", {})
+    assert isinstance(config, dict)
+    if wanted is None:
+        with pytest.raises(TemplateError, match=r"tokenizer_config\.json|additional_chat_templates"):
+            read_sources(tmp_path, config)
+    else:
+        found = read_sources(tmp_path, config)
+        assert (found.default, found.tools) == wanted
 
 
 @pytest.mark.parametrize(("content", "message"), [(None, r"has no tokenizer\.json"), ("{}", "cannot be read as a tokenizer")])

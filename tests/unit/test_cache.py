@@ -4,7 +4,9 @@ import json
 import logging
 import os
 import shutil
+import subprocess
 import sys
+import textwrap
 import time
 from pathlib import Path
 
@@ -202,3 +204,74 @@ def test_list_and_prune_commands(edge: Edge, own: Cache) -> None:
     refused = edge("cache", "prune", "--all", "--limit", "1GB")
     assert refused.code == 2 and "contradict" in refused.err
     assert edge("cache", "prune", "--limit", "much").code == 2
+
+
+RACE = """
+    import sys
+    from pathlib import Path
+    from edgekit.cache import Cache, groups, load, prune, store
+
+    bad = 0
+    for n in range(150):
+        own = Cache(Path(sys.argv[1]), 1 << 40)
+        for k in range(3):
+            store(own, f"g{(n + k) % 5}", f"0-{n}", [b"x" * 100], {"model": "m", "file": "f", "format": "g"})
+            load(own, f"g{k}", f"0-{n}", 100)
+        groups(own)
+        prune(own, 0)
+        bad += own.full.is_set()
+    print(bad)
+"""
+
+
+def test_builders_that_prune_at_the_same_time(tmp_path: Path) -> None:
+    """Neither ends in a traceback, nor stops keeping because the other removed a directory between two calls."""
+    environment = {**os.environ, "PYTHONPATH": str(Path(cache.__file__).parents[1])}
+    command = [sys.executable, "-c", textwrap.dedent(RACE), str(tmp_path / "cache")]
+    running = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(4)]
+    ended = [process.communicate() for process in running]
+    assert [(process.returncode, *said) for process, said in zip(running, ended, strict=True)] == [(0, "0\n", "")] * 4
+
+
+@pytest.mark.parametrize("kind", ["a file", "blocks are a file", "not to be read"])
+def test_what_is_no_cache_is_reported_once(tmp_path: Path, caplog: pytest.LogCaptureFixture, kind: str) -> None:
+    place = tmp_path / "cache"
+    if kind == "a file":
+        place.write_text("x", encoding="utf-8")
+    else:
+        place.mkdir()
+        (place / "blocks").write_text("x", encoding="utf-8")
+        (place / "sources").write_text("x", encoding="utf-8")
+    if kind == "not to be read":
+        if sys.platform == "win32" or os.getuid() == 0:
+            pytest.skip("everything may be read")
+        place.chmod(0)
+    for _ in range(3):  # as build, calibration and the gate open it
+        own = Cache(place, 1 << 40)
+        for name in "abc":
+            assert load(own, "g", name, 3) is None
+            store(own, "g", name, [b"abc"], {})
+        assert groups(own) == [] and prune(own, 0).files == 0
+    assert len(caplog.records) == 1
+
+
+def test_a_name_that_is_no_utf8(own: Cache, tmp_path: Path) -> None:
+    path = tmp_path / os.fsdecode(b"model\xff.safetensors")
+    try:
+        path.write_bytes(b"weights")
+    except OSError:
+        pytest.skip("this file system takes no such name")
+    os.utime(path, (1, 1))
+    digest = source_files([path], own, silent, 1)[path].sha256
+    assert source_files([path], own, silent, 1)[path].sha256 == digest
+    store(own, "g", "b", [b"abc"], {"model": str(path), "file": path.name, "format": "f"})
+    assert groups(own)[0].bytes
+
+
+def test_an_empty_file_is_kept(own: Cache, tmp_path: Path) -> None:
+    from edgekit import cache_files
+
+    (tmp_path / "empty").touch()
+    (tmp_path / "to").mkdir()
+    cache_files.keep(own, "g", {"empty": tmp_path / "empty"}, {})
+    assert cache_files.restore(own, "g", tmp_path / "to") and (tmp_path / "to" / "empty").read_bytes() == b""

@@ -152,7 +152,7 @@ def test_a_revision_where_there_is_none(tmp_path: Path) -> None:
         resolve(str(directory), revision="main", progress=silent)
     with pytest.raises(UsageError, match="two revisions"):
         resolve("org/name@a", revision="b", progress=silent)
-    with pytest.raises(ModelNotFound, match="no such directory"):
+    with pytest.raises(ModelNotFound, match="is a file; give its directory"):
         resolve(str(directory / "config.json"), progress=silent)
 
 

@@ -188,6 +188,85 @@ def test_stop_strings_do_not_depend_on_how_the_text_comes(text: str, stops: list
     assert buffer.stopped_by is None or (buffer.stopped_by in stops and text.startswith(expected + buffer.stopped_by))
 
 
+@settings(max_examples=500, deadline=None)
+@given(
+    said=st.lists(st.sampled_from(["a", "b", "ab", "<s>", "<t>", "<"]), max_size=20),
+    stops=st.lists(st.sampled_from(["<s>", "<t>", "a<s>", "<s>b", "<s><t>", "ab", "b<s>a", "aa"]), min_size=1, max_size=3),
+)
+def test_special_tokens_in_stop_strings(said: list[str], stops: list[str]) -> None:
+    """Where a string names a special token it is found with that token in its place, else in the text that is shown."""
+    special = {"<s>": "\ud800", "<t>": "\ud801"}
+    buffer = StopBuffer(stops, special)
+    shown, expected, stopped = "", "", None
+    for piece in said:
+        shown += buffer.push(special.get(piece, piece))
+        assert not set(shown) & set(special.values())
+        for letter in [piece] if piece in special else piece:
+            if stopped is None:
+                expected += special.get(letter, letter)
+                stopped = max((s for s in stops if ends_with(expected, s, special)), key=len, default=None)
+    shown += buffer.finish()
+    if stopped is not None:
+        assert buffer.stopped_by is not None and ends_with(expected, buffer.stopped_by, special)
+        assert plain_text(expected, special).startswith(shown)
+        ending = buffer.stopped_by.replace("<s>", "").replace("<t>", "")
+        assert shown + ending == plain_text(expected, special)
+    else:
+        assert (buffer.stopped_by, shown) == (None, plain_text(expected, special))
+
+
+def plain_text(text: str, special: dict[str, str]) -> str:
+    return "".join(letter for letter in text if letter not in special.values())
+
+
+def ends_with(text: str, stop: str, special: dict[str, str]) -> bool:
+    exact = stop
+    for name, letter in special.items():
+        exact = exact.replace(name, letter)
+    return text.endswith(exact) if exact != stop else plain_text(text, special).endswith(stop) and text[-1] not in special.values()
+
+
+def special_id(runtime: Runtime, text: str) -> int:
+    token = runtime.tokenizer.backend.token_to_id(text)
+    assert token in runtime.tokenizer.silent
+    return int(token)
+
+
+@pytest.mark.parametrize("stop", ["<|user|>", "off<|user|>", "ff<|user|>now", "<|system|><|user|>"])
+@pytest.mark.parametrize("lookup", [0, 4])
+def test_a_special_token_in_a_stop_string_stops(plain: Runtime, stop: str, lookup: int) -> None:
+    user, system = special_id(plain, "<|user|>"), special_id(plain, "<|system|>")
+    said = [*plain.tokenizer.encode("turn off"), *([system] if "system" in stop else []), user, *plain.tokenizer.encode("now it goes on")]
+    runtime, _ = scripted(plain, "hello", said)
+    steps = list(runtime.generate("hello", stop=stop, max_tokens=30, lookup=lookup))
+    assert (texts(steps), steps[-1].finish, steps[-1].stopped_by) == ("turn off".removesuffix(stop.split("<")[0]), "stop", stop)
+
+
+def test_a_stop_token_in_a_stop_string(plain: Runtime) -> None:
+    """It ends the answer by itself; the string says what of the text before it is not shown."""
+    end = plain.tokenizer.backend.id_to_token(stop_id(plain))
+    said = [*plain.tokenizer.encode("turn off"), stop_id(plain)]
+    runtime, _ = scripted(plain, "hello", said)
+    for stop, shown, by in ((end, "turn off", end), (f" off{end}", "turn", f" off{end}"), (f"x{end}", "turn off", None)):
+        steps = list(runtime.generate("hello", stop=stop))
+        assert (texts(steps), steps[-1].finish, steps[-1].stopped_by, len(steps)) == (shown, "stop", by, len(said))
+
+
+def test_what_a_stop_string_names_may_also_be_written_out(plain: Runtime) -> None:
+    said = [token for letter in "so <|user|> said" for token in plain.tokenizer.encode(letter)]
+    runtime, _ = scripted(plain, "hello", said)
+    steps = list(runtime.generate("hello", stop="<|user|>", max_tokens=30))
+    assert (texts(steps), steps[-1].stopped_by) == ("so ", "<|user|>")
+
+
+def test_text_lies_across_special_tokens(plain: Runtime) -> None:
+    said = [*plain.tokenizer.encode("turn o"), special_id(plain, "<|user|>"), *plain.tokenizer.encode("ff now")]
+    for stops in (["off"], ["off", "<|system|>"]):
+        runtime, _ = scripted(plain, "hello", said)
+        steps = list(runtime.generate("hello", stop=stops, max_tokens=30))
+        assert (texts(steps), steps[-1].stopped_by) == ("turn ", "off")
+
+
 def test_processors_run_on_every_step_and_see_all_tokens(plain: Runtime) -> None:
     seen: list[int] = []
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from checkpoints import SWITCH, VARIANTS, Variant, hf_shapes, make_checkpoint, random_weight, write_json, write_safetensors
+from checkpoints import IGNORED, SWITCH, VARIANTS, Variant, hf_shapes, make_checkpoint, random_weight, write_json, write_safetensors
 from edgekit.checkpoint import Source, open_checkpoint
 from edgekit.errors import CheckpointError, ConfigError, ModelError, UnknownArchitecture
 from edgekit.models import ARCHITECTURES, Model, architecture, open_model
@@ -104,6 +104,7 @@ LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_fr
         ("qwen2-window", {}, (None, 12)),
         ("qwen2-window", {"max_window_layers": 0}, (12, 12)),
         ("qwen2-window", {"layer_types": ["full_attention", "sliding_attention"]}, (None, 12)),
+        ("qwen2-window", {"layer_types": ["sliding_attention", "full_attention"]}, (12, None)),
     ],
 )
 def test_windows(name: str, changes: dict[str, object], windows: tuple[int | None, ...]) -> None:
@@ -114,6 +115,24 @@ def test_head_dim() -> None:
     assert decoder("mistral-head-dim").head_dim == 64
     assert decoder("mistral-head-dim").weight_shapes()["layers.0.o_proj"] == (128, 256)
     assert decoder("mistral").head_dim == 32
+
+
+# What transformers ignores (each compared with it in tests/oracle/test_ignored_transformers.py)
+
+
+@pytest.mark.parametrize(("name", "changes"), IGNORED)
+def test_keys_that_do_nothing_change_nothing(name: str, changes: dict[str, object]) -> None:
+    assert decoder(name, **changes) == decoder(name)
+
+
+def test_a_scaling_keeps_its_kind_among_keys_of_others() -> None:
+    linear = {"rope_type": "linear", "factor": 2.0}
+    plain = decoder("llama", rope_scaling=linear)
+    more = {"attention_factor": 2.0, "beta_fast": 32, "mrope_section": [4, 6, 6], "original_max_position_embeddings": 48}
+    assert decoder("llama", rope_scaling=linear | more, original_max_position_embeddings=24) == plain
+    # rope_type decides where both spellings stand
+    assert decoder("llama", rope_scaling=linear | {"type": "default"}) == plain
+    assert decoder("llama", rope_scaling={"type": "linear", "rope_type": "default", "factor": 2.0}) == decoder("llama")
 
 
 # Refusals
@@ -164,13 +183,11 @@ def test_remote_code_is_never_run(tmp_path: Path) -> None:
         ("llama", {"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
         ("llama", {"attention_bias": True}, "attention_bias is True"),
         ("llama", {"mlp_bias": True}, "mlp_bias is True"),
-        ("llama", {"sliding_window": 16}, "sliding_window is 16"),
         ("llama", {"rope_scaling": {"type": "yarn", "factor": 4.0}}, "'yarn' is not implemented for llama; implemented: default, linear"),
         ("llama", {"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "'dynamic' is not implemented"),
         ("llama", {"rope_scaling": {"type": 3}}, "rope_type is 3"),
         ("llama", {"rope_scaling": "linear"}, "rope_scaling is 'linear'"),
         ("llama", {"rope_scaling": {"type": "linear"}}, "no factor"),
-        ("llama", {"rope_scaling": {"type": "linear", "factor": 2.0, "mrope_section": [1]}}, "'mrope_section' is not implemented"),
         ("llama", {"rope_parameters": {"rope_theta": 5.0}}, "two values for rope_theta"),
         ("llama", {"rope_parameters": {"full_attention": {}}}, "'full_attention' is not implemented"),
         ("llama", {"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5"),
@@ -210,6 +227,8 @@ def test_mscale_is_refused_by_name(key: str) -> None:
 
 def test_mistral_without_the_window_key() -> None:
     config = {k: v for k, v in VARIANTS["mistral"].config_json().items() if k != "sliding_window"}
+    assert architecture(config).decoder_config(config).windows == (None, None)  # transformers' 4096 hides nothing here
+    config["max_position_embeddings"] = 8192
     with pytest.raises(ConfigError, match="no sliding_window; write"):
         architecture(config).decoder_config(config)
 

@@ -21,7 +21,7 @@ from edgekit.engines.onnx.session import OnnxSession, open_session, pieces
 from edgekit.errors import CheckpointError, EngineError, EngineMissing, TargetError
 from edgekit.models import open_model
 from edgekit.quant import dequantize, quantize
-from edgekit.quant.scheme import scheme
+from edgekit.quant.scheme import Format, scheme
 from edgekit.resources import release
 from edgekit.target import OptionValue, load_target
 from onnx_artifact import ROUNDING, Built, build, open_variant, random_tokens, target
@@ -47,7 +47,21 @@ def on_cpu(built: Built) -> OnnxSession:
     return open_session(built.directory, replace(built.manifest, engine=engine), threads=1)
 
 
-@pytest.mark.parametrize("variant", ["phi3-longrope", PARTIAL, "qwen2"])
+def test_an_odd_number_of_groups_is_filled_up_for_directml(tmp_path: Path) -> None:
+    """Its kernel reads 4-bit zero points without gaps between rows: one more group of zeros, and inputs of zeros with it."""
+    built = build(tmp_path, "llama-576", grid=None, quant=scheme("int4-g128"), options=options("dml"))
+    graph = ir.load(built.directory / "model.onnx").graph
+    products = {str(node.name): node for node in graph if node.op_type == "MatMulNBits"}
+    for name, k in (("layers.0.qkv_proj", 640), ("layers.0.down_proj", 1536)):
+        node = products[name]
+        assert node.attributes["K"].as_int() == k
+    codes, zeros = (graph.initializers[f"layers.0.o_proj.{part}"].const_value.numpy() for part in ("codes", "zeros"))
+    want = quantize(built.model.tensor("layers.0.o_proj"), Format(4, 64), name="o")
+    assert codes.shape == (576, 10, 32) and np.array_equal(codes[:, :9], want.codes) and not codes[:, 9].any()
+    assert zeros.shape == (576, 5)
+
+
+@pytest.mark.parametrize("variant", ["phi3-longrope", PARTIAL, "qwen2", "llama-576"])
 @pytest.mark.parametrize(("provider", "precision"), [("dml", "float32"), ("webgpu", "float32"), ("dml", "float16"), ("cuda", "float16")])
 @runnable
 def test_every_form_computes_the_same(tmp_path: Path, variant: str, provider: str, precision: str) -> None:
@@ -118,7 +132,6 @@ def test_a_weight_beyond_float16_is_refused(tmp_path: Path) -> None:
     [
         ("dml", "mistral-window", 32, "DirectML's GroupQueryAttention ignores local_window_size, which is 12"),
         ("dml", "llama-ragged", 32, "DirectML's MatMulNBits has no weights of 80 inputs in groups of 32"),
-        ("dml", "llama", 128, r"DirectML's MatMulNBits takes 4-bit zero points without padding; 128 inputs"),
     ],
 )
 def test_what_a_kernel_ignores_is_refused_before_the_long_job(

@@ -382,3 +382,45 @@ def test_a_disk_that_gets_full_in_the_middle_of_a_build(tmp_path: Path, stage: s
         "['filler']",
         "['a']",
     ]
+
+
+@pytest.mark.parametrize("name", ["a" * 250, "é" * 125, "a" * 255])
+def test_names_of_any_length_that_a_file_system_takes(tmp_path: Path, name: str) -> None:
+    place = tmp_path / name
+    write(place, {"x.bin": b"one"})
+    left = tmp_path / output._named(place, "partial", "0123abcd").name
+    left.mkdir()
+    assert len(left.name.encode()) <= 255
+    write(place, {"x.bin": b"two"}, force=True)
+    assert load_artifact(place).manifest.files["x.bin"].bytes == 3
+    assert not left.exists(), "what a killed build left is known by its name"
+    if sys.platform == "linux":
+        with output.replacing(place) as staging:
+            shutil.copytree(place, staging, dirs_exist_ok=True)
+        load_artifact(output.previous_of(place))
+
+
+def test_a_name_that_is_too_long_is_told_before_the_long_job(tmp_path: Path) -> None:
+    for place in (tmp_path / ("a" * 256), tmp_path / ("a" * 300) / "b"):
+        with pytest.raises(OutputError, match="longer than the file system takes"):
+            check_output(place, force=False)
+
+
+def test_two_long_names_that_begin_alike_do_not_meet(tmp_path: Path) -> None:
+    first, second = tmp_path / ("a" * 249 + "1"), tmp_path / ("a" * 249 + "2")
+    with output.alone_with(first), output.alone_with(second):
+        left = output._named(second, "partial", "0123abcd")
+        left.mkdir()
+        output._put_right(first)
+        assert left.exists()
+
+
+def test_a_directory_whose_name_is_no_utf8(tmp_path: Path) -> None:
+    place = tmp_path / os.fsdecode(b"out\xff")
+    try:
+        place.mkdir()
+    except OSError:
+        pytest.skip("this file system takes no such name")
+    write(place, {"x.bin": b"one"})
+    with pytest.raises(OutputError, match="exists"):
+        write(place, {"x.bin": b"one"})

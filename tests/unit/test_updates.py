@@ -2,7 +2,11 @@
 
 import itertools
 import json
+import os
 import shutil
+import subprocess
+import sys
+import textwrap
 import zlib
 from pathlib import Path
 from random import Random
@@ -12,9 +16,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import edgekit
 from command import Edge
 from edgekit.artifact import MANIFEST, SIGNATURE, check_digests, load_artifact
 from edgekit.errors import ArtifactError, EdgekitError, OutputError, SignatureError, UsageError
+from edgekit.output import replacing
 from edgekit.signing import Trust, make_keys, sign
 from edgekit.updates.apply import apply, roll_back
 from edgekit.updates.chunks import FINE, LARGE, SMALL, chunks
@@ -232,11 +238,107 @@ def test_where_directories_cannot_change_places(device: Path, update: Path, monk
 
 
 def test_two_at_a_time(device: Path, update: Path) -> None:
-    from edgekit.output import replacing
-
     with replacing(device) as staging, pytest.raises(OutputError, match="is being written by process"):
         shutil.copytree(device, staging, dirs_exist_ok=True)
         apply(update, device)
+
+
+KILLS = """
+    import os, shutil, signal, sys
+    from pathlib import Path
+    from edgekit.artifact import check_digests, load_artifact
+    from edgekit.errors import EdgekitError
+    from edgekit.updates.apply import apply, roll_back
+
+    what, folder, update = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
+    model, previous = folder / "model", folder / "model.previous"
+    WATCHED = ("open", "os.", "shutil.", "fcntl.", "ctypes.dlsym")
+    ends = []
+    for at in range(10_000):
+        shutil.rmtree(folder)
+        folder.mkdir()
+        shutil.copytree(folder.parent / "two" / "0", model)
+        shutil.copytree(folder.parent / "two" / "1", previous)
+        if not (child := os.fork()):
+            left = at
+
+            def hook(event, arguments):
+                global left
+                if event.startswith(WATCHED):
+                    left -= 1
+                    if left == -1:
+                        os.kill(os.getpid(), signal.SIGKILL)
+
+            sys.addaudithook(hook)
+            try:
+                roll_back(model) if what == "roll_back" else apply(update, model)
+                os._exit(0)
+            finally:
+                os._exit(1)
+        ended = os.waitpid(child, 0)[1]
+        for directory in (model, previous):
+            check_digests(load_artifact(directory))
+        ends.append((model / "edgekit.json").read_bytes() == (folder.parent / "two" / "1" / "edgekit.json").read_bytes())
+        assert ended in (0, signal.SIGKILL)
+        if not ended:
+            break
+    assert ends[0] is False and ends[-1] is True and sorted(ends) == ends, ends
+    print(len(ends))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="forks, and exchanges two directories")
+@pytest.mark.parametrize("what", ["roll_back", "apply"])
+def test_killed_before_each_call_of_the_system(two: tuple[Path, Path], update: Path, tmp_path: Path, what: str) -> None:
+    """At each there is a whole artifact on the device, and one to go back to."""
+    for i, artifact in enumerate(two):
+        shutil.copytree(artifact, tmp_path / "two" / str(i))
+    (tmp_path / "device").mkdir()
+    command = [sys.executable, "-c", textwrap.dedent(KILLS), what, str(tmp_path / "device"), str(update)]
+    environment = {**os.environ, "PYTHONPATH": str(Path(edgekit.__file__).parents[1])}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 20
+
+
+def test_roll_back_waits_for_nobody(two: tuple[Path, Path], device: Path, update: Path) -> None:
+    apply(update, device)
+    with replacing(device) as staging, pytest.raises(OutputError, match="is being written by process"):
+        shutil.copytree(device, staging, dirs_exist_ok=True)
+        roll_back(device)
+
+
+def test_roll_back_to_what_is_damaged_or_not_there(two: tuple[Path, Path], device: Path, update: Path) -> None:
+    apply(update, device)
+    previous, new = device.parent / "model.previous", contents(device)
+    kept = (previous / "tokenizer.json").read_bytes()
+    (previous / "tokenizer.json").write_bytes(kept[:-1] + b" ")
+    with pytest.raises(ArtifactError, match=r"tokenizer\.json: its content"):
+        roll_back(device)
+    (previous / MANIFEST).rename(previous / "aside")
+    with pytest.raises(ArtifactError, match="no edgekit"):
+        roll_back(device)
+    assert contents(device) == new
+    (previous / "aside").rename(previous / MANIFEST)
+    (previous / "tokenizer.json").write_bytes(kept)
+    shutil.rmtree(device)  # by hand, or by a full disk
+    roll_back(device)
+    assert contents(device) == contents(two[0]) and [p.name for p in device.parent.iterdir()] == ["model"]
+
+
+def test_roll_back_keeps_to_a_pinned_key(two: tuple[Path, Path], tmp_path: Path) -> None:
+    old, new = (Path(shutil.copytree(two[i], tmp_path / name)) for i, name in enumerate(("old", "new")))
+    keys = make_keys(tmp_path / "ours")
+    trust = Trust((keys[1],))
+    sign(new, keys[0], release=2)
+    diff(old, new, tmp_path / "update")
+    apply(tmp_path / "update", old, trust=trust)  # the first signed one replaces one that was not
+    with pytest.raises(SignatureError, match="not signed"):
+        roll_back(old, trust=trust)
+    assert contents(old) == contents(new)
+    roll_back(old)
+    assert contents(old) == contents(two[0])
+    assert roll_back(old, trust=Trust((keys[1],), release=2)).release == 2
 
 
 def test_commands(edge: Edge, two: tuple[Path, Path], device: Path, tmp_path: Path) -> None:

@@ -2,17 +2,20 @@
 
 import hashlib
 import json
-import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
+from edgekit import strict_json
 from edgekit.errors import ArtifactError
 from edgekit.parallel import in_threads
 from edgekit.progress import Progress, silent
 from edgekit.records import RecordError, parse
+
+if TYPE_CHECKING:
+    from edgekit.signing import Trust
 
 MANIFEST = "edgekit.json"
 SIGNATURE = "edgekit.json.sig"
@@ -114,6 +117,15 @@ class ChatVector:
 
 
 @dataclass(frozen=True)
+class ToolVector:
+    """As a ChatVector, with ``tools``: the JSON text of a list of tools."""
+
+    messages: tuple[Message, ...]
+    tools: str
+    rendered: str
+
+
+@dataclass(frozen=True)
 class GreedyVector:
     """Greedy decoding after ``prompt`` gives ``continuation`` (it ends early only after a stop id)."""
 
@@ -135,6 +147,7 @@ class Conformance:
     encode: tuple[EncodeVector, ...]
     chat: tuple[ChatVector, ...]
     greedy: Greedy
+    tools: tuple[ToolVector, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -193,7 +206,8 @@ class Manifest:
 
     weights: canonical weight name -> digest of its portable form, equal on every engine (docs/artifact.md); empty where not recorded.
     calibration: None where 4-bit weights were rounded by themselves. fidelity: None where an older edgekit did not measure it.
-    release: its publisher's number, by which a device tells an older one; None where it was never given one.
+    release: its publisher's number, by which a device tells an older one; None where it was never given one. tool_template: what renders
+    chats with tools; None: ``chat_template`` does.
     """
 
     format: Literal["edgekit"]
@@ -212,6 +226,7 @@ class Manifest:
     calibration: CalibrationInfo | None = None
     fidelity: FidelityInfo | None = None
     release: int | None = None
+    tool_template: str | None = None
 
     def to_json(self) -> str:
         """The text of ``edgekit.json``: keys in the order of the specification, two spaces, one line feed at the end."""
@@ -223,9 +238,9 @@ class Manifest:
     def from_json(text: str, *, where: str = MANIFEST) -> "Manifest":
         """Parses and checks. Raises ArtifactError naming ``where`` and the path of the key that is wrong."""
         try:
-            data = json.loads(text, object_pairs_hook=_no_duplicates, parse_constant=_no_constant, parse_float=_finite)
-        except (ValueError, RecursionError) as error:
-            raise ArtifactError(f"{where}: not valid JSON: {error}; build the artifact again") from None
+            data = strict_json.load(text, finite=True)
+        except ValueError as error:
+            raise ArtifactError(f"{where}: {error}; build the artifact again") from None
         _check_version(data, where)
         try:
             manifest = parse(Manifest, data, unknown="ignore")
@@ -258,8 +273,26 @@ def read_manifest(directory: Path | str) -> bytes:
     return raw
 
 
-def load_artifact(directory: Path | str, *, raw: bytes | None = None) -> Artifact:
-    """Opens an artifact: the manifest, and that every file is there with its size. Digests are left to ``check_digests``.
+def load_artifact(directory: Path | str, *, trust: "Trust | None" = None, whole: bool = False, progress: Progress = silent) -> Artifact:
+    """Opens an artifact: the one door for every command and every program that is given a directory.
+
+    trust: whose signature it must bear; None takes the keys that EDGEKIT_TRUSTED_KEY pins (``signing.pinned``).
+    whole: compare every file's digest, as is always done for a trusted key; else only that each is there with its size.
+    Raises SignatureError, ArtifactError, and as ``signing.open_trusted`` does.
+    """
+    from edgekit import signing  # imports this file
+
+    trust = trust or signing.pinned()
+    if trust is not None:
+        return signing.open_trusted(directory, trust, progress)
+    artifact = read_artifact(directory)
+    if whole:
+        check_digests(artifact, progress)
+    return artifact
+
+
+def read_artifact(directory: Path | str, *, raw: bytes | None = None) -> Artifact:
+    """``load_artifact`` without the question of who made it: for what edgekit itself has just written or was let in by the door.
 
     raw: the manifest, where it was read already. Raises ArtifactError.
     """
@@ -312,6 +345,7 @@ def check_digests(artifact: Artifact, progress: Progress = silent) -> None:
 def _what(artifact: Artifact, name: str) -> str:
     known = {
         artifact.manifest.chat_template: "the chat template",
+        artifact.manifest.tool_template: "the chat template for tools",
         "generation_config.json": "the stop ids",
         "tokenizer.json": "the tokenizer",
     }
@@ -353,25 +387,6 @@ def _unreadable(path: Path | str, error: OSError) -> ArtifactError:
     return ArtifactError(f"{path} cannot be read: {error.strerror or error}; check its permissions, or copy the artifact again")
 
 
-def _no_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        names = [key for key, _ in pairs]
-        raise ValueError(f"the key {next(n for n in names if names.count(n) > 1)!r} appears twice")
-    return result
-
-
-def _no_constant(name: str) -> object:
-    raise ValueError(f"{name} is no JSON number")
-
-
-def _finite(text: str) -> float:
-    value = float(text)
-    if math.isinf(value):
-        raise ValueError(f"{text} is too large a number")
-    return value
-
-
 def _check_version(data: object, where: str) -> None:
     """Looked at before the rest: a newer version may have any shape."""
     if not isinstance(data, dict) or data.get("format") != "edgekit":
@@ -385,28 +400,59 @@ def _check_version(data: object, where: str) -> None:
         )
 
 
+MOST = {"context": 1 << 24, "vocab": 1 << 24, "layers": 1 << 20, "bytes": 1 << 50, "parameters": 1 << 50}
+"""Far above anything known, and low enough that no engine is asked for absurd memory because of a number in a manifest."""
+
+
 def _check_values(manifest: Manifest, where: str) -> None:
     """What types cannot say."""
-    vocab, context = manifest.tokens.vocab_size, manifest.context
-    if vocab < 1:
-        raise ArtifactError(f"{where}: tokens.vocab_size: wanted at least 1, found {vocab}")
+
+    def within(key: str, value: float | None, least: float, most: float) -> None:
+        if value is not None and not least <= value <= most:
+            raise ArtifactError(
+                f"{where}: {key}: wanted at least {least} and at most {most}, found {strict_json.brief(value)}; build the artifact again"
+            )
+
+    vocab, context, scheme = manifest.tokens.vocab_size, manifest.context, manifest.scheme
+    within("tokens.vocab_size", vocab, 1, MOST["vocab"])
     for i, token in enumerate(manifest.tokens.stop):
         if not 0 <= token < vocab:
             raise ArtifactError(f"{where}: tokens.stop[{i}]: {token} is outside the vocabulary of {vocab}")
+    within("tokens.bos", manifest.tokens.bos, 0, MOST["vocab"])
     for key, value in (("length", context.length), ("rope_switch", context.rope_switch), ("sliding_window", context.sliding_window)):
-        if value is not None and value < 1:
-            raise ArtifactError(f"{where}: context.{key}: wanted at least 1, found {value}")
+        within(f"context.{key}", value, 1, MOST["context"])
+    within("model.parameters", manifest.model.parameters, 0, MOST["parameters"])
+    within("scheme.bits_per_weight", scheme.bits_per_weight, 0, 64)
+    forms = {"linear": scheme.linear, "embedding": scheme.embedding, "lm_head": scheme.lm_head}
+    for name, form in (*forms.items(), *((f"exceptions.{name}", form) for name, form in scheme.exceptions.items())):
+        within(f"scheme.{name}.bits", form.bits, 1, 64)
+        within(f"scheme.{name}.group", form.group, 1, 1 << 24)
     for name, info in manifest.files.items():
-        parts = name.split("/")
-        if any(p in ("", ".", "..") for p in parts) or any(c in '\\:*?"<>|' or ord(c) < 32 for c in name) or name in (MANIFEST, SIGNATURE):
-            raise ArtifactError(f"{where}: files: {name!r} is no plain relative path inside the artifact")
-        if info.bytes < 0:
-            raise ArtifactError(f"{where}: files.{name}.bytes: wanted at least 0, found {info.bytes}")
-    if manifest.release is not None and manifest.release < 0:
-        raise ArtifactError(f"{where}: release: wanted at least 0, found {manifest.release}")
-    template = manifest.chat_template
-    if template is not None and template not in manifest.files:
-        raise ArtifactError(f"{where}: chat_template: {template!r} is not among the files")
+        _check_name(name, where)
+        within(f"files.{name}.bytes", info.bytes, 0, MOST["bytes"])
+    within("release", manifest.release, 0, (1 << 63) - 1)
+    for key, template in (("chat_template", manifest.chat_template), ("tool_template", manifest.tool_template)):
+        if template is not None and template not in manifest.files:
+            raise ArtifactError(f"{where}: {key}: {template!r} is not among the files")
+    _check_vectors(manifest, where)
+
+
+def _check_name(name: str, where: str) -> None:
+    parts = name.split("/")
+    plain = not any(p in ("", ".", "..") for p in parts) and not any(c in '\\:*?"<>|' or not c.isprintable() for c in name)
+    if not plain or name in (MANIFEST, SIGNATURE) or any(len(p.encode()) > 255 for p in parts) or len(name.encode()) > 1024:
+        raise ArtifactError(f"{where}: files: {strict_json.brief(name)} is no plain relative path inside the artifact")
+
+
+def _check_vectors(manifest: Manifest, where: str) -> None:
+    """Token ids reach tokenizers and engines written in other languages."""
+    given = manifest.conformance
+    ids = {f"encode[{i}].ids": vector.ids for i, vector in enumerate(given.encode)}
+    for i, vector in enumerate(given.greedy.vectors):
+        ids |= {f"greedy.vectors[{i}].prompt": vector.prompt, f"greedy.vectors[{i}].continuation": vector.continuation}
+    for name, tokens in ids.items():
+        if wrong := [token for token in tokens if not 0 <= token < MOST["vocab"]]:
+            raise ArtifactError(f"{where}: conformance.{name}: {wrong[0]} is no token id; build the artifact again")
 
 
 def _check_file(directory: Path, name: str, info: FileInfo) -> None:

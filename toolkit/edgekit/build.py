@@ -25,7 +25,7 @@ from edgekit.artifact import (
 from edgekit.cache import Cache, make_room, open_cache, prune, source_files
 from edgekit.catalog import resolve
 from edgekit.checkpoint import reading
-from edgekit.companions import TEMPLATE, Companions, companion_files, read_companions, write_companions
+from edgekit.companions import Companions, companion_files, read_companions, write_companions
 from edgekit.conformance import NOT_VERIFIED, greedy_vectors, text_vectors
 from edgekit.device import load_device
 from edgekit.digest import Ledger, weight_digests
@@ -40,9 +40,10 @@ from edgekit.precision import Budget
 from edgekit.progress import Progress, silent
 from edgekit.quant.scheme import Format, QuantScheme
 from edgekit.quant.scheme import scheme as load_scheme
-from edgekit.quantized import Quantizer
+from edgekit.quantized import Quantizer, other_formats
 from edgekit.resources import check_release
 from edgekit.target import Target, load_target
+from edgekit.template_files import TEMPLATE, TOOL_TEMPLATE
 
 COMPANION_BYTES = 32_000_000
 """More than tokenizer, graph and licence take beside the weights."""
@@ -180,7 +181,7 @@ def _make(job: Job, staging: Path, output: Path, progress: Progress) -> Manifest
     manifest = _manifest(job, exported, weights, {path.name: source.sha256 for path, source in quantizer.sources.items()})
     if job.gate is not None:
         # A template must be among the files, and these are listed later.
-        artifact = Artifact(staging, replace(manifest, chat_template=None))
+        artifact = Artifact(staging, replace(manifest, chat_template=None, tool_template=None))
         made = Quantized(job.model, model, job.scheme, replace(quantizer, ledger=None), weights, job.lossy)
         manifest = replace(manifest, fidelity=pass_gate(job.gate, made, companions, artifact, output, progress))
     shutil.rmtree(staging / CALIBRATED, ignore_errors=True)
@@ -312,9 +313,9 @@ def _manifest(job: Job, exported: Exported, weights: Mapping[str, str], files: M
             scheme.name,
             round(exported.bits_per_weight, 4),
             _format(scheme.linear),
-            _format(scheme.embedding),
-            _format(scheme.lm_head),
-            {name: _format(form) for name, form in scheme.exceptions} | dict(exported.tensors),
+            _format(scheme.format_for("embed_tokens", decoder.hidden_size)),
+            _format(scheme.format_for("lm_head", decoder.hidden_size)),
+            {name: _format(form) for name, form in other_formats(model, scheme).items()} | dict(exported.tensors),
             job.fitted.method,
         ),
         context=ContextInfo(target.context, switch, window),
@@ -325,6 +326,7 @@ def _manifest(job: Job, exported: Exported, weights: Mapping[str, str], files: M
         weights=weights,
         calibration=job.fitted.info,
         fidelity=FidelityInfo("not verified", NOT_VERIFIED),
+        tool_template=None if companions.tool_template is None else TOOL_TEMPLATE,
     )
 
 

@@ -22,9 +22,12 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
+from edgekit import strict_json
 from edgekit.artifact import digests
 from edgekit.errors import UsageError
+from edgekit.files import shown
 from edgekit.progress import Progress
 from edgekit.records import RecordError, parse
 from edgekit.resources import cache_folder
@@ -35,6 +38,8 @@ ABOUT = "about.json"
 PARTIAL = ".partial-"
 ABANDONED = 24 * 3600.0
 """Seconds after which a partial file belongs to no builder any more."""
+TRIES = 20
+"""Of writing a file whose directory others remove at the same time."""
 SETTLED = 2_000_000_000
 """Nanoseconds a file must have rested before its digest is kept: a change within one tick of a file system's clock would not show."""
 
@@ -43,11 +48,19 @@ log = logging.getLogger("edgekit.cache")
 
 @dataclass(frozen=True)
 class Cache:
-    """limit: bytes that are kept when a build is over. full: set once nothing more can be kept, so that it is reported once."""
+    """limit: bytes that are kept when a build is over. full: set once nothing more can be kept. told: directories whose trouble was
+    reported in this process, however often a cache is opened: once is enough."""
 
     directory: Path
     limit: int
     full: threading.Event = field(default_factory=threading.Event, compare=False)
+    told: ClassVar[set[Path]] = set()
+
+    def trouble(self, text: str, *values: object) -> None:
+        """Reported at the first time."""
+        if self.directory not in self.told:
+            self.told.add(self.directory)
+            log.warning(text, *values)
 
 
 @dataclass(frozen=True)
@@ -141,7 +154,7 @@ def source_files(paths: Iterable[Path], cache: Cache | None, progress: Progress,
         rested = began - max(stamps[path].modified, stamps[path].changed) > SETTLED
         # Windows keeps no time of the last change that a program cannot set back.
         if cache is not None and rested and sys.platform != "win32" and stamp(path) == stamps[path]:
-            text = json.dumps(asdict(found[path]))
+            text = json.dumps({**asdict(found[path]), "path": shown(path)})
             _keep(cache, _source_place(cache, path), [text.encode()])
     return {path: found[path] for path in stamps}
 
@@ -153,7 +166,7 @@ def _source_place(cache: Cache, path: Path) -> Path:
 def _recall(cache: Cache, path: Path) -> SourceFile | None:
     place = _source_place(cache, path)
     try:
-        kept = parse(SourceFile, json.loads(place.read_bytes()), unknown="refuse")
+        kept = parse(SourceFile, strict_json.load(place.read_bytes()), unknown="refuse")
     except (OSError, ValueError, RecordError):  # not there, or damaged: the file is read again, which is always right
         return None
     touch(place)
@@ -174,7 +187,7 @@ def load(cache: Cache, group: str, name: str, size: int | None) -> memoryview | 
     except FileNotFoundError:
         return None
     except OSError as error:
-        log.warning("%s in the cache cannot be read (%s); it is made anew", place, error.strerror or error)
+        cache.trouble("%s in the cache cannot be read (%s); it is made anew", place, error.strerror or error)
         return None
     payload = raw[32:]
     if size not in (None, len(payload)) or _digest(group, name, [payload]) != raw[:32]:
@@ -204,8 +217,8 @@ def make_room(cache: Cache, size: int) -> None:
     free = shutil.disk_usage(existing).free
     if size > cache.limit or 2.1 * size > free:
         why = f"the limit is {cache.limit / 1e9:.3g} GB" if size > cache.limit else f"{existing} has {free / 1e9:.3g} GB free"
-        log.warning("these weights are not kept in the cache: they take about %.3g GB, %s", size / 1e9, why)
         cache.full.set()
+        log.warning("these weights are not kept in the cache: they take about %.3g GB, %s", size / 1e9, why)
 
 
 def _digest(group: str, name: str, parts: Sequence[memoryview | bytes]) -> bytes:
@@ -220,21 +233,26 @@ def _keep(cache: Cache, place: Path, parts: Sequence[memoryview | bytes]) -> Non
     """Writes the file, complete or not at all."""
     if cache.full.is_set():
         return
-    partial = place.with_name(f"{PARTIAL}{place.name}-{os.urandom(4).hex()}")
-    try:
-        place.parent.mkdir(parents=True, exist_ok=True)
+    for tries_left in reversed(range(TRIES)):
+        partial = place.with_name(f"{PARTIAL}{place.name}-{os.urandom(4).hex()}")
         try:
-            with partial.open("wb") as file:
-                for part in parts:
-                    file.write(part)
-            partial.replace(place)
-        finally:
-            partial.unlink(missing_ok=True)
-    except OSError as error:
-        if isinstance(error, PermissionError) and place.is_file():
-            return  # Windows: another builder has the same block open
-        cache.full.set()
-        log.warning("nothing more is kept in the cache %s: %s", cache.directory, error.strerror or error)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                with partial.open("wb") as file:
+                    for part in parts:
+                        file.write(part)
+                partial.replace(place)
+                return
+            finally:
+                partial.unlink(missing_ok=True)
+        except OSError as error:
+            if isinstance(error, PermissionError) and place.is_file():
+                return  # Windows: another builder has the same block open
+            if tries_left and isinstance(error, (FileNotFoundError, FileExistsError)):
+                continue  # somebody prunes: the directory went between two calls, or came back between two others
+            cache.full.set()
+            cache.trouble("nothing more is kept in the cache %s: %s", cache.directory, error.strerror or error)
+            return
 
 
 def groups(cache: Cache) -> list[Group]:
@@ -248,7 +266,7 @@ def groups(cache: Cache) -> list[Group]:
 
 def _group(cache: Cache, name: str, held: Sequence[os.stat_result]) -> Group:
     try:
-        about = json.loads((cache.directory / "blocks" / name / ABOUT).read_bytes())
+        about = strict_json.load((cache.directory / "blocks" / name / ABOUT).read_bytes())
         model, file, form = (str(about[key]) for key in ("model", "file", "format"))
     except (OSError, ValueError, TypeError, KeyError):
         model = file = form = "?"
@@ -257,13 +275,25 @@ def _group(cache: Cache, name: str, held: Sequence[os.stat_result]) -> Group:
 
 def _entries(cache: Cache) -> Iterator[tuple[Path, os.stat_result]]:
     """Every block and every kept digest. What vanishes meanwhile (another process prunes) is passed over."""
-    for path in [*cache.directory.glob("blocks/*/*"), *cache.directory.glob("sources/*")]:
+    for path in _files(cache):
         if path.name == ABOUT or path.name.startswith(PARTIAL):
             continue
-        try:
+        with contextlib.suppress(OSError):
             yield path, path.stat()
-        except FileNotFoundError:
-            continue
+
+
+def _files(cache: Cache) -> Iterator[Path]:
+    for folder in _inside(cache.directory / "blocks"):
+        yield from _inside(folder)
+    yield from _inside(cache.directory / "sources")
+
+
+def _inside(folder: Path) -> list[Path]:
+    """Nothing of a directory that is none, may not be read, or has just gone: ``glob`` and ``iterdir`` would raise in the middle."""
+    try:
+        return list(folder.iterdir())
+    except OSError:
+        return []
 
 
 def prune(cache: Cache, limit: int) -> Pruned:
@@ -281,9 +311,10 @@ def prune(cache: Cache, limit: int) -> Pruned:
             files, left = files + 1, left - status.st_size
         else:
             stuck += 1
-    for path in cache.directory.glob(f"*/**/{PARTIAL}*"):
-        _remove_abandoned(path)
-    for folder in cache.directory.glob("blocks/*"):
+    for path in _files(cache):
+        if path.name.startswith(PARTIAL):
+            _remove_abandoned(path)
+    for folder in _inside(cache.directory / "blocks"):
         _remove_empty(folder)
     return Pruned(files, total - left, left, stuck)
 
@@ -300,7 +331,7 @@ def _remove(path: Path) -> bool:
 def _remove_abandoned(path: Path) -> None:
     try:
         old = path.stat().st_mtime < time.time() - ABANDONED
-    except FileNotFoundError:
+    except OSError:
         return
     if old:
         _remove(path)
@@ -308,10 +339,8 @@ def _remove_abandoned(path: Path) -> None:
 
 def _remove_empty(folder: Path) -> None:
     """A builder may be about to write into it: it makes the directory anew, or keeps one block less."""
-    if any(path.name != ABOUT for path in folder.iterdir()):
+    if any(path.name != ABOUT for path in _inside(folder)):
         return
     _remove(folder / ABOUT)
-    try:
+    with contextlib.suppress(OSError):  # not empty any more, or another process was faster
         folder.rmdir()
-    except OSError:
-        return  # not empty any more

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from edgekit import cache as blocks
+from edgekit import strict_json
 from edgekit.cache import Cache
 
 COMPLETE = "complete"
@@ -23,6 +24,9 @@ log = logging.getLogger("edgekit.cache")
 def keep(cache: Cache, group: str, files: Mapping[str, Path], about: Mapping[str, str]) -> None:
     """Keeps ``files`` (plain name -> where it is), unless that cannot be done, which is reported once."""
     for name, path in files.items():
+        if not path.stat().st_size:  # nothing to map
+            blocks.store(cache, group, name, [b""], about)
+            continue
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content, memoryview(content) as view:
             pieces = [view[start : start + PIECE] for start in range(0, len(view), PIECE)]
             try:
@@ -39,7 +43,7 @@ def restore(cache: Cache, group: str, folder: Path) -> bool:
     names = blocks.load(cache, group, COMPLETE, None)
     if names is None:
         return False
-    wanted = json.loads(bytes(names))
+    wanted = strict_json.load(bytes(names))
     if all(_copy(cache, group, name, folder / name) for name in wanted):
         return True
     for name in wanted:
@@ -51,14 +55,14 @@ def _copy(cache: Cache, group: str, name: str, to: Path) -> bool:
     place = cache.directory / "blocks" / group / name
     digest = hashlib.sha256(f"{group}/{name}\n".encode())
     try:
-        with place.open("rb") as source:
-            wanted = source.read(32)
-            with to.open("wb") as copy:
-                while piece := source.read(PIECE):
-                    digest.update(piece)
-                    copy.write(piece)
-    except FileNotFoundError:
+        source = place.open("rb")
+    except OSError:  # pruned, or not to be read
         return False
+    with source, to.open("wb") as copy:
+        wanted = source.read(32)
+        while piece := source.read(PIECE):
+            digest.update(piece)
+            copy.write(piece)
     if digest.digest() != wanted:
         log.warning("%s in the cache is damaged; it is made anew", place)
         return False

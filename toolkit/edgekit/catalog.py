@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from edgekit.checkpoint import Checkpoint, Source, declared_license, open_checkpoint
-from edgekit.errors import EdgekitError, ModelNotFound, UsageError
+from edgekit.errors import DownloadError, EdgekitError, ModelNotFound, UsageError
+from edgekit.foreign import FILES, a_file
 from edgekit.progress import Progress, silent
 from edgekit.records import RecordError, parse
 
@@ -112,23 +113,52 @@ class Outlined:
 
 
 def outline(model: str, *, revision: str | None = None, offline: bool = False) -> Outlined:
-    """What ``resolve`` finds, without downloading weights: of a hub model config.json and the safetensors' headers. Raises as it does."""
+    """What ``resolve`` finds, without downloading weights. Of a model of the catalogue, at the revision that it pins, all that is needed
+    comes with the package; of any other hub model config.json and the safetensors' headers are fetched. Raises as it does."""
+    if (entry := _listed(model, revision)) is not None:
+        return _from_shapes(entry)
 
     def from_hub(hub: str, revision: str | None, license: str | None) -> Outlined:
         from edgekit.hub import outline
 
         if offline:
             return Outlined(resolve(hub, revision=revision, offline=True, progress=silent))
-        found = outline(hub, revision)
+        try:
+            found = outline(hub, revision)
+        except DownloadError as error:
+            raise DownloadError(
+                f"{error}. Models of the catalogue (`edge models`) are planned without the hub: a fine-tune takes what its base does"
+            ) from None
         # Some store a tied lm_head as well; a build compares it with the embedding, which takes the weights.
         tied = found.config.get("tie_word_embeddings") is True
-        tensors = {name: info for name, info in found.tensors.items() if not (tied and name == "lm_head.weight")}
+        twice = tied and any(name.endswith("embed_tokens.weight") for name in found.tensors)
+        tensors = {name: info for name, info in found.tensors.items() if not (twice and name == "lm_head.weight")}
         return Outlined(
             Checkpoint(Path(hub), Source(hub, "hub", found.commit, license), found.config, tensors), found.download, found.sizes
         )
 
     found = _resolve(model, revision, from_hub)
     return found if isinstance(found, Outlined) else Outlined(found)
+
+
+def _listed(model: str, revision: str | None) -> CatalogEntry | None:
+    """The entry of the catalogue that a name or hub id means, unless it is a directory here or asks for another revision."""
+    name, revision = _split(model, revision)
+    if name.lower() not in {e.name for e in _entries()} and _directory(model) is not None:
+        return None
+    entry = next((e for e in _entries() if e.hub is not None and name.lower() in (e.name, e.hub.lower())), None)
+    return entry if entry is not None and revision in (None, entry.revision) else None
+
+
+def _from_shapes(entry: CatalogEntry) -> Outlined:
+    # Imported here: the catalogue is read by commands that need no model.
+    from edgekit.shapes import TOKEN_BYTES, shapes, weightless
+
+    shape, hub = shapes()[entry.name], str(entry.hub)
+    config = shape.config(entry.architecture, entry.context)
+    tokenizer = TOKEN_BYTES * shape.vocab_size
+    checkpoint = Checkpoint(Path(hub), Source(hub, "hub", entry.revision, entry.license), config, weightless(config, hub))
+    return Outlined(checkpoint, 2 * entry.parameters + tokenizer, {"tokenizer.json": tokenizer})
 
 
 def _resolve(model: str, revision: str | None, from_hub: FromHub[T]) -> Checkpoint | T:
@@ -146,11 +176,17 @@ def _resolve(model: str, revision: str | None, from_hub: FromHub[T]) -> Checkpoi
     if path is not None:
         _no_revision(model, revision, "a directory")
         return open_checkpoint(path, Source(path.resolve().name, "local", None, declared_license(path)))
+    if (file := _file(model)) is not None:
+        raise ModelNotFound(f"{a_file(*file)}{_hint(file[0].stem)}")
     if _looks_like_path(model):
-        raise ModelNotFound(f"no such directory: {model}")
+        raise ModelNotFound(f"no such directory: {model}{_neighbours(model)}")
     if HUB_ID.fullmatch(name):
         listed = next((e for e in _entries() if e.hub is not None and e.hub.lower() == name.lower()), None)
-        return from_hub(name, revision, listed.license if listed else None)
+        try:
+            return from_hub(name, revision, listed.license if listed else None)
+        except (ModelNotFound, DownloadError) as error:
+            hint = _similar(name) if isinstance(error, ModelNotFound) and listed is None else ""
+            raise type(error)(f"{error}{hint}{_neighbours(model)}") from None
     raise _unknown(name)
 
 
@@ -176,6 +212,43 @@ def _directory(model: str) -> Path | None:
         return path if model and path.is_dir() else None
     except (OSError, RuntimeError):  # too long a name; no such user in ~user
         return None
+
+
+def _file(model: str) -> tuple[Path, bool] | None:
+    """The file that is meant, and whether it is there; None for what is no file's name."""
+    try:
+        path = Path(model).expanduser()
+        if model and path.is_file():
+            return path, True
+    except (OSError, RuntimeError, ValueError):
+        return None
+    return (path, False) if path.suffix.lower() in FILES and len(model) < 4096 else None
+
+
+def _neighbours(model: str) -> str:
+    """Said of a path that is not there although the directory that it would be in is: what is there by a like name."""
+    try:
+        parent = Path(model).expanduser().parent
+        if parent == Path() or not parent.is_dir():
+            return ""
+        close = difflib.get_close_matches(Path(model).name, [path.name for path in parent.iterdir() if path.is_dir()], n=3, cutoff=0.6)
+    except (OSError, RuntimeError, ValueError):
+        return ""
+    named = f"; did you mean {', '.join(str(parent / name) for name in close)}?" if close else ""
+    return f" (nor is there a directory {model}{named})" if not _looks_like_path(model) else named
+
+
+def _similar(hub: str) -> str:
+    """Models of the catalogue with nearly this id."""
+    close = difflib.get_close_matches(hub.lower(), [e.hub.lower() for e in _entries() if e.hub is not None], n=2, cutoff=0.8)
+    return f" Did you mean {' or '.join(e.hub for e in _entries() if e.hub is not None and e.hub.lower() in close)}?" if close else ""
+
+
+def _hint(stem: str) -> str:
+    """The catalogue's models that a file of this name may be of."""
+    plain = re.sub(r"[^a-z0-9]", "", stem.lower())
+    found = [e.name for e in _entries() if e.hub is not None and re.sub(r"[^a-z0-9]", "", e.hub.rpartition("/")[2].lower()) in plain]
+    return f". By its name it may be of {' or '.join(found)}, which the catalogue knows: `edge build {found[0]} ...`" if found else ""
 
 
 def _looks_like_path(model: str) -> bool:

@@ -5,7 +5,8 @@ Nothing here unpickles or runs code: ``pytorch_model.bin`` is refused and ``auto
 """
 
 import contextlib
-import json
+import logging
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,12 @@ from typing import cast
 import numpy as np
 from numpy.typing import NDArray
 
+from edgekit import strict_json
 from edgekit.errors import CheckpointError, ConfigError, ModelNotFound
+from edgekit.foreign import BEGINNING, check_beginning, check_link, check_texts, ignored_adapter, without_config, without_weights
+from edgekit.prequantized import by_config, refusal
+
+log = logging.getLogger("edgekit.checkpoint")
 
 MAX_HEADER = 100_000_000  # bytes; the limit of the reference implementation
 MAX_JSON = 64 << 20  # bytes of config.json or index; the largest known index is a few MB
@@ -140,64 +146,48 @@ def open_checkpoint(directory: Path, source: Source) -> Checkpoint:
     directory = Path(directory)
     if not directory.is_dir():
         raise ModelNotFound(f"no such directory: {directory}")
+    check_texts(directory)
     config = read_config(directory)
     files = _weight_files(directory)
-    if isinstance(files, Path):
-        return Checkpoint(directory, source, config, read_header(files))
-    return Checkpoint(directory, source, config, _sharded(directory, files))
+    tensors = read_header(files) if isinstance(files, Path) else _sharded(directory, files)
+    if note := ignored_adapter(directory):
+        log.warning("edge: note: %s", note)
+    return Checkpoint(directory, source, config, tensors)
 
 
 def read_config(directory: Path) -> Mapping[str, object]:
     """config.json of a checkpoint. Raises ConfigError when it is missing, malformed, or says the weights are already quantized."""
     path = directory / "config.json"
     if not path.is_file():
-        adapter = " It holds a LoRA adapter: merge it into its base model first." if (directory / "adapter_config.json").is_file() else ""
-        raise ConfigError(f"{directory} has no config.json: it is no checkpoint in Hugging Face layout.{adapter}")
+        raise ConfigError(f"{directory} has no config.json: it is no checkpoint in Hugging Face layout. {without_config(directory)}")
     try:
         content = read_bounded(path)
     except ValueError as error:
         raise ConfigError(f"{path}: {error}") from None
-    return parse_config(content, path)
+    return parse_config(content, path, original_model(directory))
 
 
-def parse_config(content: bytes, path: Path) -> Mapping[str, object]:
-    """config.json from its bytes; ``path`` is for messages. Raises ConfigError as ``read_config`` does."""
+def parse_config(content: bytes, path: Path, original: str | None = None) -> Mapping[str, object]:
+    """config.json from its bytes. path, and original (the model that it was made of): for messages. Raises ConfigError as ``read_config``
+    does, CheckpointError where it is no such file."""
+    check_beginning(path, content[:BEGINNING])
     try:
         config = parse_object(content)
     except ValueError as error:
-        raise ConfigError(f"{path}: {error}") from None
-    for key in ("quantization_config", "compression_config"):
-        if config.get(key) is not None:
-            value = config[key]
-            method = value.get("quant_method", "unknown method") if isinstance(value, dict) else "unknown method"
-            raise ConfigError(
-                f"{path}: the checkpoint is already quantized ({key}: {method}). edgekit quantizes by itself: "
-                "take the model's original bf16 or float16 checkpoint."
-            )
+        raise ConfigError(f"{path}: {error}. It begins with {content[:40]!r}: download it again where that is no config.json") from None
+    if "model_type" not in config and isinstance(config.get("error"), str):
+        raise ConfigError(f"{path} holds an error that answered its download, {_brief(config['error'])}: download it again")
+    if what := by_config(config):
+        raise ConfigError(refusal(path, what, original))
     return config
 
 
 def parse_object(text: bytes) -> dict[str, object]:
     """A JSON object. Raises ValueError, in words, for anything else: bad JSON, another kind of value, a key given twice."""
-    try:
-        value = json.loads(text.decode("utf-8"), object_pairs_hook=_unique)
-    except RecursionError:
-        raise ValueError("JSON nested too deeply") from None
-    except UnicodeDecodeError as error:
-        raise ValueError(f"not UTF-8 (byte {error.start})") from None
-    except json.JSONDecodeError as error:
-        raise ValueError(f"not valid JSON: {error}") from None
+    value = strict_json.load(text)
     if not isinstance(value, dict):
         raise ValueError(f"a JSON object is needed, not {type(value).__name__}")
     return cast(dict[str, object], value)
-
-
-def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    out = dict(pairs)
-    if len(out) != len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"key {next(n for n in names if names.count(n) > 1)!r} is given twice")
-    return out
 
 
 @contextlib.contextmanager
@@ -223,6 +213,7 @@ def read_bounded(path: Path) -> bytes:
 def _weight_files(directory: Path) -> Path | Mapping[str, object]:
     """The single weight file, or the weight_map of the index."""
     single, index = directory / "model.safetensors", directory / "model.safetensors.index.json"
+    check_link(single)
     if single.is_file():
         return single
     if index.is_file():
@@ -233,22 +224,7 @@ def _weight_files(directory: Path) -> Path | Mapping[str, object]:
         if not isinstance(weight_map, dict) or not weight_map:
             raise CheckpointError(f"{index}: weight_map is missing or empty")
         return weight_map
-    raise CheckpointError(f"{directory} has neither model.safetensors nor model.safetensors.index.json. {_advice(directory)}")
-
-
-def _advice(directory: Path) -> str:
-    names = sorted(p.name for p in directory.iterdir() if p.is_file())
-    if any(n.endswith((".bin", ".pt", ".pth")) for n in names):
-        return (
-            "PyTorch pickles (.bin, .pt) are not read, since loading one can run code. Convert it where you trust it: "
-            "AutoModelForCausalLM.from_pretrained(DIR).save_pretrained(NEW, safe_serialization=True)"
-        )
-    if any(n.endswith(".gguf") for n in names):
-        return "GGUF files are already quantized; take the original safetensors checkpoint."
-    others = [n for n in names if n.endswith(".safetensors")]
-    if others:
-        return f"It holds {', '.join(others[:4])}: a single file must be called model.safetensors, several need their index."
-    return "Download the model's safetensors."
+    raise CheckpointError(f"{directory} has neither model.safetensors nor model.safetensors.index.json. {without_weights(directory)}")
 
 
 def _sharded(directory: Path, weight_map: Mapping[str, object]) -> dict[str, TensorInfo]:
@@ -258,6 +234,8 @@ def _sharded(directory: Path, weight_map: Mapping[str, object]) -> dict[str, Ten
         if not isinstance(file, str) or not file.endswith(".safetensors") or any(c in file for c in "/\\:\0"):
             raise CheckpointError(f"{index}: tensor {name!r} is mapped to {file!r}, which is no safetensors file name")
     shards = sorted(cast(Iterable[str], set(weight_map.values())))
+    for file in shards:
+        check_link(directory / file)
     absent = [file for file in shards if not (directory / file).is_file()]
     if absent:
         raise CheckpointError(
@@ -278,6 +256,8 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
     """The tensors of one safetensors file, in file order. Raises CheckpointError naming the file for anything the format forbids."""
     with reading(path), path.open("rb") as file:
         size = path.stat().st_size
+        check_beginning(path, file.read(BEGINNING))
+        file.seek(0)
         text = file.read(header_length(file.read(8), path, size))
     return parse_header(text, path, size)
 
@@ -359,19 +339,35 @@ def _check_layout(infos: list[TensorInfo], path: Path, base: int, size: int) -> 
 
 
 def declared_license(directory: Path) -> str | None:
-    """The licence in the front matter of a model card (README.md), where there is one; its own name where it has no SPDX id."""
+    """The licence that a model card names; its own name where it has no SPDX id."""
+    found = _front_matter(directory)
+    name = found.get("license_name") if found.get("license", "other") == "other" else found.get("license")
+    return name or None
+
+
+def original_model(directory: Path) -> str | None:
+    """The model that a model card says this one was made of."""
+    found = _front_matter(directory).get("base_model", "")
+    return found if re.fullmatch(r"[\w./-]{1,200}", found, re.ASCII) else None
+
+
+def _front_matter(directory: Path) -> dict[str, str]:
+    """The keys of a model card (README.md), where there is one; of a list its first item."""
     path = directory / "README.md"
     if not path.is_file():
-        return None
+        return {}
     with path.open(encoding="utf-8", errors="replace") as file:
         if file.readline(100).strip() != "---":
-            return None
+            return {}
         found: dict[str, str] = {}
+        last = ""
         for line in file.read(1 << 20).splitlines():
             if line.strip() == "---":
                 break
             key, colon, value = line.partition(":")
-            if colon and key in ("license", "license_name"):
-                found[key] = value.strip().strip("\"'")
-    name = found.get("license_name") if found.get("license", "other") == "other" else found.get("license")
-    return name or None
+            if line.lstrip().startswith("- "):
+                found[last] = found.get(last) or line.lstrip()[2:].strip().strip("\"'")
+            elif colon and not line.startswith(" "):
+                last = key
+                found.setdefault(key, value.strip().strip("\"'"))
+        return found

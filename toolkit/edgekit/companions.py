@@ -3,32 +3,39 @@
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from edgekit.artifact import TokenInfo
-from edgekit.checkpoint import Checkpoint, parse_object, read_bounded
-from edgekit.errors import ArtifactError, CheckpointError, ConfigError, TemplateError
-from edgekit.runtime.chat import VECTOR_TIME, ChatTemplate, special_tokens
-from edgekit.runtime.tokenizer import Tokenizer, open_tokenizer
+from edgekit.checkpoint import Checkpoint
+from edgekit.confine import Confined, Here
+from edgekit.errors import ConfigError, TemplateError
+from edgekit.runtime.chat import VECTOR_TIME, ChatTemplate
+from edgekit.runtime.templates import ChatTemplates
+from edgekit.runtime.tokenizer import Tokenizer
+from edgekit.template_files import TEMPLATE, TOOL_TEMPLATE, Sources, check_link, read_sources
+from edgekit.tokenizer_files import json_object, read_tokenizer
 
 COPIED = ("config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 LEGAL = ("license", "notice", "use_policy", "readme.md")
-TEMPLATE = "chat_template.jinja"
 
 
 @dataclass(frozen=True)
 class Companions:
-    """tokenizer and chat are the runtime's own. template: the Jinja source, None for a model without one.
+    """tokenizer and chat are the runtime's own. template, tool_template: the Jinja sources, None for a model without.
 
-    generation: the content of generation_config.json as the artifact gets it.
+    generation: the content of generation_config.json as the artifact gets it. files: contents that take the place of the checkpoint's own
+    files, by name. left_out: added tokens that the embedding has no rows for.
     """
 
     tokenizer: Tokenizer
     tokens: TokenInfo
     template: str | None
-    chat: ChatTemplate | None
+    chat: ChatTemplates | None
     generation: Mapping[str, object]
+    tool_template: str | None = None
+    files: Mapping[str, str] = field(default_factory=dict)
+    left_out: tuple[str, ...] = ()
 
 
 def read_companions(checkpoint: Checkpoint, vocab_size: int) -> Companions:
@@ -37,121 +44,77 @@ def read_companions(checkpoint: Checkpoint, vocab_size: int) -> Companions:
     Raises CheckpointError (no tokenizer.json), ConfigError (ids that do not fit the model), TemplateError (broken chat template).
     """
     directory = checkpoint.directory
-    tokenizer = _tokenizer(directory, vocab_size)
-    config = _json(directory / "tokenizer_config.json")
-    generation = _json(directory / "generation_config.json")
-    _json(directory / "special_tokens_map.json")
-    source = _template(directory, config)
-    chat = None if source is None else _compiled(source, directory)
-    bos = _bos(config, generation, checkpoint.config, tokenizer)
-    stop = _stop_ids(checkpoint, generation, config, tokenizer, chat)
+    generation = json_object(directory / "generation_config.json")
+    sources = read_sources(directory, json_object(directory / "tokenizer_config.json"))
+    read = read_tokenizer(directory, vocab_size, sources.default)
+    tokenizer = read.tokenizer
+    chat = _compiled(sources, read.named, tokenizer.backend.process)
+    bos = _bos(read.named, generation, checkpoint.config, tokenizer)
+    ends = range(vocab_size, vocab_size + len(read.left_out))  # no row of lm_head stands for these, so none can be generated
+    stop = [token for token in _stop_ids(checkpoint, generation, read.named, tokenizer, chat) if token not in ends]
     for token in [*stop, *([] if bos is None else [bos])]:
         if not 0 <= token < vocab_size:
             raise ConfigError(f"{directory}: token id {token} is outside the vocabulary of {vocab_size}; correct generation_config.json")
-    tokens = TokenInfo(vocab_size, bos, stop, _adds_bos(config, tokenizer, bos))
-    full: dict[str, object] = {**generation, "eos_token_id": list(stop)}
+    if not stop:
+        raise ConfigError(f"{directory}: nothing says which token ends an answer; set eos_token_id in generation_config.json")
+    tokens = TokenInfo(vocab_size, bos, tuple(stop), _adds_bos(read.config, tokenizer, bos))
+    full: dict[str, object] = {**generation, "eos_token_id": stop}
     if bos is not None:
         full["bos_token_id"] = bos
-    return Companions(tokenizer, tokens, source, chat, full)
+    pad = full.get("pad_token_id")
+    if isinstance(pad, int) and pad >= vocab_size:
+        del full["pad_token_id"]
+    return Companions(tokenizer, tokens, sources.default, chat, full, sources.tools, read.contents, read.left_out)
 
 
 def write_companions(companions: Companions, checkpoint: Checkpoint, directory: Path) -> None:
-    """Copies what there is into ``directory`` and writes the template and generation_config.json."""
+    """Copies what there is into ``directory`` and writes the templates, generation_config.json and what is not copied as it is."""
     for path in companion_files(checkpoint.directory):
-        shutil.copyfile(path, directory / path.name)
-    if companions.template is not None:
-        (directory / TEMPLATE).write_text(companions.template, encoding="utf-8", newline="\n")
-    text = json.dumps(companions.generation, indent=2, ensure_ascii=False) + "\n"
-    (directory / "generation_config.json").write_text(text, encoding="utf-8", newline="\n")
+        if path.name not in companions.files:
+            shutil.copyfile(path, directory / path.name)
+    contents = dict(companions.files)
+    for name, source in ((TEMPLATE, companions.template), (TOOL_TEMPLATE, companions.tool_template)):
+        if source is not None:
+            contents[name] = source
+    contents["generation_config.json"] = json.dumps(companions.generation, indent=2, ensure_ascii=False) + "\n"
+    for name, text in contents.items():
+        (directory / name).parent.mkdir(exist_ok=True)
+        (directory / name).write_text(text, encoding="utf-8", newline="\n")
 
 
 def companion_files(directory: Path) -> list[Path]:
-    """The files of a checkpoint that are copied as they are."""
+    """The files of a checkpoint that are copied, unless they have to say it more plainly."""
     legal = [p for p in sorted(directory.iterdir()) if p.name.lower().startswith(LEGAL) and p.is_file()]
     files = [*(directory / name for name in COPIED if (directory / name).is_file()), *legal]
     for path in files:
-        _check_link(path)
+        check_link(path, directory)
     return files
 
 
 def companion_sizes(sizes: Mapping[str, int]) -> int:
     """Bytes of those files of a checkpoint, given by name and size, that are copied."""
-    return sum(size for name, size in sizes.items() if name in COPIED or name == TEMPLATE or name.lower().startswith(LEGAL))
+    return sum(size for name, size in sizes.items() if name in (*COPIED, TEMPLATE, TOOL_TEMPLATE) or name.lower().startswith(LEGAL))
 
 
-def _check_link(path: Path) -> None:
-    """An unpacked archive may hold a LICENSE that is a link to somebody's keys, which would then be copied and published. The hub's own
-    cache links to the ``blobs`` beside its snapshots."""
-    real, home = path.resolve(), path.parent.resolve()
-    if home not in real.parents and real.parent != home.parent.parent / "blobs":
-        raise CheckpointError(f"{path} is a link to {real}, outside of the checkpoint; put the file itself there")
-
-
-def _tokenizer(directory: Path, vocab_size: int) -> Tokenizer:
-    path = directory / "tokenizer.json"
-    if not path.is_file():
-        raise CheckpointError(
-            f"{directory} has no tokenizer.json; make one with transformers: AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)"
-        )
-    try:
-        tokenizer = open_tokenizer(directory)
-    except ArtifactError as error:
-        raise CheckpointError(str(error).replace("copy the artifact again or rebuild it", "download it again")) from None
-    token, last = max(tokenizer.backend.get_vocab(with_added_tokens=True).items(), key=lambda item: item[1])
-    if last >= vocab_size:
-        raise ConfigError(f"{path} gives {token!r} the id {last}, but config.json has vocab_size {vocab_size}; one is another model's")
-    return tokenizer
-
-
-def _json(path: Path) -> dict[str, object]:
-    if not path.is_file():
-        return {}
-    try:
-        return parse_object(read_bounded(path))
-    except ValueError as error:
-        raise ConfigError(f"{path}: {error}") from None
-
-
-def _template(directory: Path, config: Mapping[str, object]) -> str | None:
-    """The chat template: of its own file (transformers >= 4.43), else of tokenizer_config.json, where it may be a list of named ones."""
-    path = directory / TEMPLATE
-    if path.is_file():
-        _check_link(path)
-        try:
-            return read_bounded(path).decode("utf-8").replace("\r\n", "\n")
-        except ValueError as error:
-            raise TemplateError(f"{path}: not UTF-8 or too large: {error}") from None
-    found = config.get("chat_template")
-    if isinstance(found, list):
-        named = {item.get("name"): item.get("template") for item in found if isinstance(item, dict)}
-        found = named.get("default") or (next(iter(named.values())) if len(named) == 1 else found)
-    if found is None or isinstance(found, str):
-        return found
-    raise TemplateError(f"{directory / 'tokenizer_config.json'}: chat_template is neither text nor a list with a 'default'; correct it")
-
-
-def _compiled(source: str, directory: Path) -> ChatTemplate:
+def _compiled(sources: Sources, named: Mapping[str, str], process: Confined | Here) -> ChatTemplates | None:
     """Compiled and tried on the plainest chat: a template that cannot render that is broken."""
-    where = str(directory / (TEMPLATE if (directory / TEMPLATE).is_file() else "tokenizer_config.json"))
-    try:
-        chat = ChatTemplate(source, special_tokens(directory))
-        chat.render([{"role": "user", "content": "hello"}], now=VECTOR_TIME)
-    except TemplateError as error:
-        raise TemplateError(f"{where}: {error}; correct it, or take it out to build a model for raw text") from None
-    return chat
+    if sources.default is None:
+        return None
+    compiled = []
+    for source, where in ((sources.default, sources.where), (sources.tools, sources.tools_where)):
+        try:
+            compiled.append(None if source is None else ChatTemplate(source, named, process))
+            if len(compiled) == 1 and compiled[0] is not None:
+                compiled[0].render([{"role": "user", "content": "hello"}], now=VECTOR_TIME)
+        except TemplateError as error:
+            raise TemplateError(f"{where}: {error}; correct it, or take it out to build a model for raw text") from None
+    default, tools = compiled
+    return None if default is None else ChatTemplates(default, tools)
 
 
-def _content(value: object) -> str | None:
-    """The text of a special token, which tokenizer_config.json gives plain or as an object."""
-    if isinstance(value, Mapping):
-        value = value.get("content")
-    return value if isinstance(value, str) else None
-
-
-def _bos(config: Mapping[str, object], generation: Mapping[str, object], model: Mapping[str, object], tokenizer: Tokenizer) -> int | None:
-    text = _content(config.get("bos_token"))
-    if text is not None:
-        return _id(tokenizer, text, "bos_token")
+def _bos(named: Mapping[str, str], generation: Mapping[str, object], model: Mapping[str, object], tokenizer: Tokenizer) -> int | None:
+    if "bos_token" in named:
+        return tokenizer.backend.token_to_id(named["bos_token"])
     ids = _ids(generation, "generation_config.json", "bos_token_id") or _ids(model, "config.json", "bos_token_id")
     return ids[0] if ids else None
 
@@ -167,22 +130,19 @@ def _adds_bos(config: Mapping[str, object], tokenizer: Tokenizer, bos: int | Non
 def _stop_ids(
     checkpoint: Checkpoint,
     generation: Mapping[str, object],
-    config: Mapping[str, object],
+    named: Mapping[str, str],
     tokenizer: Tokenizer,
-    chat: ChatTemplate | None,
+    chat: ChatTemplates | None,
 ) -> tuple[int, ...]:
     found = [*_ids(generation, "generation_config.json", "eos_token_id"), *_ids(checkpoint.config, "config.json", "eos_token_id")]
-    text = _content(config.get("eos_token"))
-    if text is not None:
-        found.append(_id(tokenizer, text, "eos_token"))
+    if "eos_token" in named:
+        found += [token for token in [tokenizer.backend.token_to_id(named["eos_token"])] if token is not None]
     if chat is not None:
         found += _end_of_turn(chat, tokenizer)
-    if not found:
-        raise ConfigError(f"{checkpoint.directory}: nothing says which token ends an answer; set eos_token_id in generation_config.json")
     return tuple(dict.fromkeys(found))
 
 
-def _end_of_turn(chat: ChatTemplate, tokenizer: Tokenizer) -> list[int]:
+def _end_of_turn(chat: ChatTemplates, tokenizer: Tokenizer) -> list[int]:
     """The special token right after an assistant message: generation_config.json often lacks it (llama.cpp#6903, optimum-intel#1804)."""
     said = "edgekit"
     messages = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": said}]
@@ -202,10 +162,3 @@ def _ids(config: Mapping[str, object], file: str, key: str) -> list[int]:
     if len(ids) != len(listed):
         raise ConfigError(f"{file}: {key}: wanted an id or a list of ids, found {value!r}")
     return ids
-
-
-def _id(tokenizer: Tokenizer, text: str, key: str) -> int:
-    token: int | None = tokenizer.backend.token_to_id(text)
-    if token is None:
-        raise ConfigError(f"tokenizer_config.json: {key} {text!r} is no token of tokenizer.json")
-    return token

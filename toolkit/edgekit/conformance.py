@@ -1,16 +1,18 @@
 """Conformance vectors: what an artifact's tokenizer, template and weights must give, recorded when it is built (docs/artifact.md)."""
 
 import contextlib
+import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
 from edgekit import child, greedy
-from edgekit.artifact import ChatVector, Conformance, EncodeVector, Greedy, GreedyVector, Manifest, Message
+from edgekit.artifact import ChatVector, Conformance, EncodeVector, Greedy, GreedyVector, Manifest, Message, ToolVector
 from edgekit.companions import Companions
 from edgekit.errors import EngineError, EngineMissing, TemplateError
 from edgekit.runtime.chat import VECTOR_TIME
+from edgekit.runtime.templates import TOOLS
 
 # Each is something that tokenizers get wrong: leading and doubled spaces, "space + digit", case, code, scripts, combining marks, emoji.
 TEXTS = (
@@ -38,7 +40,7 @@ def text_vectors(companions: Companions) -> Conformance:
     special = [token.content for _, token in sorted(companions.tokenizer.backend.get_added_tokens_decoder().items())][:12]
     texts = [*TEXTS, *("".join(special[:n]) for n in (1, len(special)) if special), *(f"a{token} b" for token in special)]
     encode = tuple(EncodeVector(text, tuple(companions.tokenizer.encode(text))) for text in dict.fromkeys(texts))
-    return Conformance(encode, tuple(_chat_vectors(companions)), Greedy(None, (), NOT_VERIFIED))
+    return Conformance(encode, tuple(_chat_vectors(companions)), Greedy(None, (), NOT_VERIFIED), tuple(_tool_vectors(companions)))
 
 
 @contextlib.contextmanager
@@ -54,7 +56,7 @@ def greedy_vectors(directory: Path, manifest: Manifest, companions: Companions, 
     ids = [tuple(companions.tokenizer.encode(text)) for text in prompts]
     ids[-1] = (*first, *ids[-1])
     ids = [prompt for prompt in ids if _fits(prompt, manifest)]
-    bare = replace(manifest, chat_template=None)  # a template must be among the files, and these are listed later
+    bare = replace(manifest, chat_template=None, tool_template=None)  # a template must be among the files, and these are listed later
     request: child.Json = {"directory": str(directory), "manifest": bare.to_json(), "prompts": ids, "threads": threads}
     with child.asking("edgekit.greedy", request) as answer:
         yield lambda: _greedy(manifest.engine.name, ids, answer)
@@ -89,3 +91,15 @@ def _chat_vectors(companions: Companions) -> list[ChatVector]:
             continue
         vectors.append(ChatVector(tuple(Message(role, content) for role, content in chat), rendered))
     return vectors
+
+
+def _tool_vectors(companions: Companions) -> list[ToolVector]:
+    """One, where the template shows tools."""
+    if companions.chat is None:
+        return []
+    (role, content), *_ = CHATS[0]
+    try:
+        rendered = companions.chat.render([{"role": role, "content": content}], tools=TOOLS, now=VECTOR_TIME)
+    except TemplateError:
+        return []
+    return [ToolVector((Message(role, content),), json.dumps(TOOLS), rendered)]

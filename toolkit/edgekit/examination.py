@@ -109,6 +109,7 @@ def examine(directories: Sequence[Path], wishes: Wishes, progress: Progress) -> 
         try:
             compared = parity.verify(
                 directories,
+                trust=wishes.trust,
                 prompts=wishes.prompts,
                 tokens=wishes.tokens,
                 margin=wishes.margin,
@@ -147,7 +148,7 @@ def _compared(directory: Path, wishes: Wishes, progress: Progress, *, run: bool)
     """run: measure its predictions, too."""
     model = open_model(resolve(str(wishes.against), progress=progress))
     text = read_text(wishes.text) if wishes.text is not None else default_text(model)
-    artifact, cache, threads = load_artifact(directory), open_cache(), wishes.threads
+    artifact, cache, threads = load_artifact(directory, trust=wishes.trust), open_cache(), wishes.threads
     sources = source_digests(model, cache, progress, threads)
     origin = check_origin(artifact, model, same_source=same_source(artifact.manifest, sources), progress=progress, threads=threads)
     if not run:

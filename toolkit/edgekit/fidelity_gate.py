@@ -17,6 +17,7 @@ from edgekit.engines.exported import Lossy
 from edgekit.errors import FidelityError
 from edgekit.fidelity import Fidelity, default_text, measure, score, source_digests, unquantized
 from edgekit.fidelity_report import html
+from edgekit.files import beside
 from edgekit.models import Model
 from edgekit.progress import Progress
 from edgekit.quant.scheme import QuantScheme
@@ -121,7 +122,7 @@ def pass_gate(gate: Gate, made: Quantized, companions: Companions, artifact: Art
 
 def report_place(output: Path) -> Path:
     """Where the report of a build goes that was stopped."""
-    return output.with_name(f"{output.name}.fidelity.html")
+    return beside(output, "", ".fidelity.html")
 
 
 def measure_weights(made: Quantized, companions: Companions, text: str, progress: Progress) -> Fidelity:

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgekit.checkpoint import MAX_JSON, TensorInfo, header_length, parse_config, parse_header, read_config, read_header
+from edgekit.checkpoint import MAX_JSON, TensorInfo, header_length, parse_config, parse_header, parse_object, read_config, read_header
 from edgekit.errors import CheckpointError, ConfigError, DownloadError, EdgekitError, EngineMissing, ModelNotFound, OutputError, UsageError
-from edgekit.fetch import beginning, chain, check, fetch, patiently
+from edgekit.fetch import TIMEOUT, beginning, chain, check, fetch, patiently
+from edgekit.foreign import BEGINNING, absent_weights, check_beginning
 from edgekit.progress import Progress
 
 # Weights, configuration and tokenizer; never pickles or code.
@@ -24,6 +25,7 @@ NO_WEIGHTS = "has no safetensors on the hub, and PyTorch pickles are not read. T
 OLDEST = (1, 2)  # of huggingface_hub: reports bytes while a file is under way
 COMMIT = re.compile(r"[0-9a-f]{40}")
 FIRST = 1 << 18
+MAX_ADAPTER = 1 << 20
 """Bytes of a safetensors file that are asked for at first; most headers are shorter."""
 
 
@@ -103,6 +105,7 @@ def _header(api: Any, model: str, commit: str, file: Any) -> dict[str, TensorInf
         return read_header(Path(file.local_path))
     path = Path(model, file.filename)
     content, size = beginning(api, model, commit, file.filename, FIRST)
+    check_beginning(path, content[:BEGINNING])
     end = 8 + header_length(content[:8], path, size)
     if end > len(content):
         content, size = beginning(api, model, commit, file.filename, end)
@@ -160,12 +163,30 @@ def library() -> Any:
 
 def _plan(api: Any, model: str, revision: str | None, select: Selection) -> list[Any]:
     """What is selected, and whether it is in the cache. Raises CheckpointError where weights are wanted and none are there."""
+    if revision is not None and COMMIT.fullmatch(revision):
+        # A commit's list of files is asked for again and again by huggingface_hub, for half a minute, even where there is no network.
+        api.HfApi().repo_info(model, revision=revision, timeout=TIMEOUT)
     planned: list[Any] = api.snapshot_download(model, revision=revision, **_patterns(select), tqdm_class=_Quiet, dry_run=True)
     if not planned:
         raise ModelNotFound(f"{model} holds no {' or '.join(select.wanted)}")
     if select.missing is not None and not any(file.filename.endswith(".safetensors") for file in planned):
-        raise CheckpointError(f"{model} {select.missing}")
+        raise CheckpointError(_missing(api, model, revision, select.missing))
     return planned
+
+
+def _missing(api: Any, model: str, revision: str | None, usual: str) -> str:
+    """What a repository without safetensors is, by the names of all its files."""
+    names = [name for name in api.HfApi().list_repo_files(model, revision=revision) if "/" not in name]
+    if not any(name.startswith(("adapter_", "consolidated")) or name.endswith(".gguf") for name in names):
+        return f"{model} {usual}"
+    config: Mapping[str, object] | None = None
+    if "adapter_config.json" in names:
+        content, _ = beginning(api, model, revision or "main", "adapter_config.json", MAX_ADAPTER)
+        try:
+            config = parse_object(content)
+        except ValueError:
+            config = {}
+    return f"{model} has no weights that edgekit reads. {absent_weights(names, model, config)}"
 
 
 class _Quiet:
@@ -255,6 +276,13 @@ def _translated(api: Any, error: BaseException, model: str, revision: str | None
     if offline:
         return DownloadError(
             f"{at} is not wholly in the cache, and the hub is switched off (--offline or HF_HUB_OFFLINE): build once with it"
+        )
+    if any(type(e).__name__ in ("ConnectError", "ConnectTimeout") for e in causes):
+        reason = without_secrets((str(causes[-1]).strip() or type(causes[-1]).__name__).splitlines()[0])
+        return DownloadError(
+            f"{at} could not be downloaded: {without_secrets(api.constants.ENDPOINT)} cannot be reached ({reason}). Check the connection, "
+            "a proxy (HTTPS_PROXY) or mirror (HF_ENDPOINT); --offline takes what is in the cache already, and the directory of a model "
+            "needs no hub"
         )
     reason = without_secrets((str(causes[-1]).strip() or type(causes[-1]).__name__).splitlines()[0])
     return DownloadError(

@@ -1,11 +1,12 @@
 """Manifests, targets and the catalogue as words and tables, for the command line and the generated documentation."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import datetime
 from typing import TYPE_CHECKING
 
-from edgekit.artifact import FidelityInfo, Manifest, TensorFormat
+from edgekit.artifact import FidelityInfo, Manifest, SchemeInfo, TensorFormat
 from edgekit.console import size
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ def headline(manifest: Manifest) -> str:
     found = manifest.fidelity
     fidelity = f", KL {max(part.mean_kl for part in found.parts):.2g}" if found is not None and found.parts else ""
     return (
-        f"{manifest.model.name} for {manifest.target}, {manifest.scheme.name}, "
+        f"{manifest.model.name} for {manifest.target}, {manifest.scheme.name}{groups(manifest.scheme)}, "
         f"{manifest.scheme.bits_per_weight:.2f} bits a weight{fidelity}, {size(stored_bytes(manifest))}"
     )
 
@@ -81,7 +82,7 @@ def description(manifest: Manifest, *, checked: bool) -> list[tuple[str, str]]:
         ("engine", "; ".join([f"{manifest.engine.name} ({requires})" if requires else manifest.engine.name, *details])),
         ("scheme", f"{scheme.name}, {scheme.bits_per_weight:.2f} bits a weight"),
         ("", f"linear {_format(scheme.linear)}, embedding {_format(scheme.embedding)}, lm_head {_format(scheme.lm_head)}"),
-        *(("", f"{name} {_format(form)}") for name, form in scheme.exceptions.items()),
+        *(("", line) for line in _others(scheme)),
         ("context", f"{context.length} tokens"),
         *([("", f"LongRoPE: long factors beyond {context.rope_switch} tokens")] if context.rope_switch else []),
         *([("", f"sliding window of {context.sliding_window} tokens")] if context.sliding_window else []),
@@ -187,6 +188,34 @@ def _place(place: "Place") -> str:
 
 def _count(parameters: int) -> str:
     return f"{parameters / 1e9:.2f} G" if parameters >= 1e9 else f"{parameters / 1e6:.1f} M"
+
+
+def _others(scheme: SchemeInfo) -> list[str]:
+    """Matrices of the layers in other formats: a line for each format, with the parts of a layer that have it."""
+    found: dict[TensorFormat, list[str]] = {}
+    for name, form in scheme.exceptions.items():
+        found.setdefault(form, []).append(name)
+    return [f"{_format(form)}: {', '.join(_gathered(names))}" for form, names in found.items()]
+
+
+def _gathered(names: Sequence[str]) -> list[str]:
+    """``layers.0.q_proj`` and ``layers.1.q_proj`` as ``q_proj of 2 layers``."""
+    parts: dict[str, int] = {}
+    others = []
+    for name in names:
+        layer = re.fullmatch(r"layers\.\d+\.(.+)", name)
+        if layer is None:
+            others.append(name)
+        else:
+            parts[layer[1]] = parts.get(layer[1], 0) + 1
+    return [*others, *(f"{part} of {count} layer{'s' if count > 1 else ''}" for part, count in parts.items())]
+
+
+def groups(scheme: SchemeInfo) -> str:
+    """Which groups a scheme's 4-bit matrices are in where they are not all the scheme's, such as `` (also g64)``; else empty."""
+    found = sorted({form.group for form in scheme.exceptions.values() if form.group and form.bits == scheme.linear.bits}, reverse=True)
+    other = [f"g{group}" for group in found if group != scheme.linear.group]
+    return f" (also {', '.join(other)})" if other else ""
 
 
 def _format(form: TensorFormat) -> str:

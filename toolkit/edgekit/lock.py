@@ -12,6 +12,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from edgekit import strict_json
+
 if sys.platform == "win32":
     import msvcrt
 
@@ -96,7 +98,8 @@ def _release(handle: int, path: Path) -> None:
 
 def _holder(path: Path) -> str:
     try:
-        said = json.loads(path.read_text(encoding="utf-8"))
+        with path.open("rb") as file:
+            said = strict_json.load(file.read(4096))
         return f"process {int(said['pid'])} on {said['host']}"
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError, KeyError, OverflowError):
         return "another process"  # it has just taken the lock, or just gone

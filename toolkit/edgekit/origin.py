@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from edgekit import __version__
 from edgekit.artifact import Artifact, Manifest, TensorFormat
-from edgekit.companions import TEMPLATE, Companions, read_companions
+from edgekit.companions import Companions, read_companions
 from edgekit.digest import Ledger, weight_digests
 from edgekit.engines import ENGINES
 from edgekit.equalize import equalize
@@ -28,6 +28,7 @@ from edgekit.quant import dequantize
 from edgekit.quant.scheme import SCHEMES, Format, QuantizedTensor
 from edgekit.quantized import Matrix, Quantizer, block, cuts
 from edgekit.stored import Stored
+from edgekit.template_files import TEMPLATE, TOOL_TEMPLATE
 
 WORSE = 4.0
 """How many times the error of plain rounding a matrix may have that was fitted to a text or built by another edgekit. GPTQ's was 1.1 to 2.1
@@ -93,15 +94,16 @@ def _name(model: Model) -> str:
 
 def _text(artifact: Artifact, model: Model, companions: Companions) -> list[str]:
     """What is wrong with the chat template, the tokenizer and the stop ids."""
-    manifest, problems = artifact.manifest, []
-    template = None
-    if manifest.chat_template is not None:
-        template = (artifact.directory / manifest.chat_template).read_text(encoding="utf-8", errors="replace")
-    if template != companions.template:
-        file = artifact.directory / (manifest.chat_template or TEMPLATE)
-        problems.append(f"chat template: {file} {_difference(template, companions.template)}")
+    manifest, problems = artifact.manifest, list[str]()
+    templates = ((manifest.chat_template, TEMPLATE, companions.template), (manifest.tool_template, TOOL_TEMPLATE, companions.tool_template))
+    for name, usual, wanted in templates:
+        template = None if name is None else (artifact.directory / name).read_text(encoding="utf-8", errors="replace")
+        if template != wanted:
+            problems.append(f"chat template: {artifact.directory / (name or usual)} {_difference(template, wanted)}")
     path = artifact.directory / "tokenizer.json"
-    if not path.is_file() or path.read_bytes() != (model.checkpoint.directory / path.name).read_bytes():
+    own = companions.files.get(path.name)
+    content = (model.checkpoint.directory / path.name).read_bytes() if own is None else own.encode()
+    if not path.is_file() or path.read_bytes() != content:
         problems.append(f"tokenizer: {path} is not {_name(model)}'s")
     tokens = companions.tokens
     for key, found, right in (("bos", manifest.tokens.bos, tokens.bos), ("add_bos", manifest.tokens.add_bos, tokens.add_bos)):

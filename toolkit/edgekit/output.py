@@ -11,8 +11,9 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from edgekit.artifact import MANIFEST, Manifest, load_artifact
+from edgekit.artifact import MANIFEST, Manifest, read_artifact
 from edgekit.errors import ArtifactError, OutputError
+from edgekit.files import beside
 from edgekit.lock import Held, locked
 
 
@@ -31,7 +32,7 @@ def writing(output: Path, *, force: bool = False, marker: str = MANIFEST) -> Ite
         with _alone(output):
             _put_right(output, marker)
             check_output(output, force=force, marker=marker)
-            staging = output.with_name(f".{output.name}.partial-{os.urandom(4).hex()}")
+            staging = _named(output, "partial", os.urandom(4).hex())
             try:
                 staging.mkdir()
                 yield staging
@@ -52,30 +53,43 @@ def replacing(directory: Path) -> Iterator[Path]:
     Raises OutputError, also where the system or the file system cannot do that (``check_exchange``).
     """
     check_exchange(directory)
-    previous = directory.with_name(f"{directory.name}.previous")
+    previous = previous_of(directory)
     if os.path.lexists(previous):
         _check_output(previous, force=True)
     with _as_output_error(directory), _alone(directory):
         _put_right(directory)
         check_output(directory, force=True)
-        staging = directory.with_name(f".{directory.name}.partial-{os.urandom(4).hex()}")
+        staging = _named(directory, "partial", os.urandom(4).hex())
         try:
             staging.mkdir()
             yield staging
             flush(staging)
             exchange(staging, directory)
             if os.path.lexists(previous):
-                _discard(previous)
-            _rename(staging, previous)
+                exchange(staging, previous)  # there is one to go back to at any moment
+            else:
+                _rename(staging, previous)
             _fsync_directory(directory.parent)
         finally:
             _discard(staging)
 
 
-def tidy(directory: Path) -> None:
-    """Removes what a killed process left beside an artifact. Raises OutputError: another one is writing it."""
+@contextlib.contextmanager
+def alone_with(directory: Path) -> Iterator[None]:
+    """Nobody else writes the artifact meanwhile, and what a killed process left beside it is gone. Raises OutputError."""
     with _as_output_error(directory), _alone(directory):
         _put_right(directory)
+        yield
+
+
+def put_back(previous: Path, directory: Path) -> None:
+    """The two change places in one step; where there is no ``directory`` any more, ``previous`` becomes it. Raises OutputError, OSError."""
+    flush(previous)
+    if os.path.lexists(directory):
+        exchange(previous, directory)
+    else:
+        _rename(previous, directory)
+        _fsync_directory(directory.parent)
 
 
 def check_exchange(directory: Path) -> None:
@@ -126,8 +140,20 @@ def check_free(output: Path) -> None:
             pass
 
 
+def previous_of(directory: Path) -> Path:
+    """Where an update leaves the artifact that it replaced."""
+    return beside(directory, "", ".previous")
+
+
+def _named(output: Path, kind: str, unique: str) -> Path:
+    """``.NAME.kind-unique`` beside the output. A long name is cut alike for every kind."""
+    longest = "partial-00000000"
+    stem = beside(output, ".", f".{longest}").name.removesuffix(longest)
+    return output.with_name(f"{stem}{kind}-{unique}")
+
+
 def _lock(output: Path) -> Path:
-    return output.with_name(f".{output.name}.lock")
+    return beside(output, ".", ".lock")
 
 
 @contextlib.contextmanager
@@ -145,7 +171,7 @@ def _put_right(output: Path, marker: str = MANIFEST) -> None:
 
     Killed between its two last renames it left no ``output`` but the old artifact under its other name, which is put back.
     """
-    name = re.compile(re.escape(f".{output.name}.") + "(partial|old)-[0-9a-f]{8}")
+    name = re.compile(re.escape(_named(output, "", "").name.removesuffix("-")) + "(partial|old)-[0-9a-f]{8}")
     for path in sorted(output.parent.iterdir()):
         found = name.fullmatch(path.name)
         if found is None or path.is_symlink() or not path.is_dir():
@@ -160,7 +186,7 @@ def _opens(directory: Path, marker: str) -> bool:
     if marker != MANIFEST:
         return (directory / marker).is_file()
     try:
-        load_artifact(directory)
+        read_artifact(directory)
     except ArtifactError:
         return False
     return True
@@ -184,7 +210,9 @@ def _check_output(output: Path, *, force: bool, marker: str = MANIFEST) -> None:
     if not output.name:
         raise OutputError(f"{str(output)!r} cannot be an output directory; give a new directory: --out DIR")
     _check_writable(next(p for p in output.absolute().parents if p.is_dir()))
-    if not os.path.lexists(output):
+    try:
+        output.lstat()  # a name that is too long is told before the long job
+    except FileNotFoundError:
         return
     if output.is_symlink() or not output.is_dir():
         raise OutputError(f"{output} exists and is no directory; choose another: --out DIR")
@@ -206,7 +234,7 @@ def _check_writable(parent: Path) -> None:
 
 def _put_in_place(staging: Path, output: Path, marker: str) -> None:
     """Windows cannot rename a directory onto another, not even an empty one: the old one steps aside first."""
-    aside = output.with_name(f".{output.name}.old-{os.urandom(4).hex()}")
+    aside = _named(output, "old", os.urandom(4).hex())
     try:
         if os.path.lexists(output):
             _rename(output, aside)
@@ -255,6 +283,8 @@ _ADVICE = {
     errno.EROFS: "the file system is read-only; choose another place: --out DIR",
     errno.EACCES: "permission denied; choose a place you may write to: --out DIR",
     errno.EPERM: "not permitted; choose a place you may write to: --out DIR",
+    errno.ENAMETOOLONG: "the name is longer than the file system takes (255 bytes, mostly); choose a shorter one: --out DIR",
+    errno.ELOOP: "a part of the path is a symbolic link that leads to itself; choose another place: --out DIR",
     errno.EEXIST: "a part of the path is a file; choose another place: --out DIR",
     errno.ENOTDIR: "a part of the path is a file; choose another place: --out DIR",
     errno.ENOLCK: "its file system has no locks, so another build could write it too; build on a local disk and copy the artifact",

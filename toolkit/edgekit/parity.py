@@ -17,12 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekit import child
-from edgekit.artifact import Artifact, load_artifact
+from edgekit.artifact import Artifact, load_artifact, read_artifact
 from edgekit.errors import ArtifactError, EdgekitError, EngineError, UsageError
 from edgekit.runtime.chat import open_template
 from edgekit.runtime.prefix import PrefixCache
 from edgekit.runtime.session import Session, open_session
 from edgekit.runtime.tokenizer import Tokenizer, open_tokenizer
+from edgekit.signing import Trust
 
 TOKENS = 32
 MARGIN = 0.5
@@ -116,18 +117,20 @@ def verify(
     margin: float = MARGIN,
     threads: int | None = None,
     weights_only: bool = False,
+    trust: Trust | None = None,
 ) -> Report:
     """Compares every artifact with the first.
 
     prompts: what to ask, through the chat template where there is one; none takes the conformance vectors' chats and texts.
     tokens:  most tokens of an answer. margin: of logits, the most by which a divergence may be more than a tie.
     weights_only: compare what the manifests say of the weights, and run nothing. They agree only if all say the same.
+    trust: whose signature each must bear; None: a pinned key's, if there is one.
     Raises UsageError (fewer than two artifacts, a prompt without room), ArtifactError (also for artifacts of different tokenizers),
     EngineMissing, EngineError.
     """
     if len(directories) < 2:
         raise UsageError("there is nothing to compare with: give at least two artifacts of one model")
-    artifacts = [load_artifact(directory) for directory in directories]
+    artifacts = [load_artifact(directory, trust=trust) for directory in directories]
     if weights_only:
         return Report(
             str(artifacts[0].directory),
@@ -276,7 +279,7 @@ def main() -> None:
 
 
 def _serve(request: dict[str, Any]) -> child.Json:
-    artifact = load_artifact(request["directory"])
+    artifact = read_artifact(request["directory"])
     with closing(open_session(artifact.directory, artifact.manifest, threads=request["threads"])) as session:
         given = request["answers"] or [None] * len(request["prompts"])
         said = [_answer(session, artifact, p, a, request["tokens"]) for p, a in zip(request["prompts"], given, strict=True)]

@@ -74,8 +74,13 @@ class Matrix:
 
 def matrices(model: Model, scheme: QuantScheme, exceptions: Mapping[str, Format] | None = None) -> list[Matrix]:
     """Every matrix of a model in the order of a forward pass, in the format of ``scheme`` or, by its name, of ``exceptions``."""
-    shapes = {name: shape for name, shape in model.decoder.weight_shapes().items() if len(shape) == 2}
-    return [Matrix(name, (shape[0], shape[1]), (exceptions or {}).get(name, scheme.format_of(name))) for name, shape in shapes.items()]
+    shapes = {name: (shape[0], shape[1]) for name, shape in model.decoder.weight_shapes().items() if len(shape) == 2}
+    return [Matrix(name, shape, (exceptions or {}).get(name) or scheme.format_for(name, shape[1])) for name, shape in shapes.items()]
+
+
+def other_formats(model: Model, scheme: QuantScheme) -> dict[str, Format]:
+    """The matrices of the layers that are not in the scheme's own format: exceptions, and those whose inputs its groups do not divide."""
+    return {m.weight: m.format for m in matrices(model, scheme) if m.weight.startswith("layers.") and m.format != scheme.linear}
 
 
 W = TypeVar("W", bound=Wanted)

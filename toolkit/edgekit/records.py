@@ -45,7 +45,7 @@ def _value(hint: Any, data: object, unknown: Literal["refuse", "ignore"], path: 
                 return _value(arm, data, unknown, path)
     elif origin is tuple and isinstance(data, list):
         return tuple(_value(args[0], item, unknown, f"{path}[{i}]") for i, item in enumerate(data))
-    elif origin is Mapping and isinstance(data, Mapping) and all(isinstance(key, str) for key in data):
+    elif origin is Mapping and isinstance(data, Mapping) and all(_fits(str, key) for key in data):
         return {key: _value(args[1], item, unknown, _join(path, key)) for key, item in data.items()}
     elif origin is None and _fits(hint, data):
         return float(typing.cast(float, data)) if hint is float else data
@@ -64,8 +64,20 @@ def _fits(hint: Any, data: object) -> bool:
         # an integer that no float can hold is none
         return isinstance(data, float) or (isinstance(data, int) and not isinstance(data, bool) and data.bit_length() < 1024)
     if hint is int:
-        return isinstance(data, int) and not isinstance(data, bool)
+        # what no machine word holds is no size and no count
+        return isinstance(data, int) and not isinstance(data, bool) and data.bit_length() <= 64
+    if hint is str:
+        return isinstance(data, str) and _encodable(data)
     return isinstance(data, hint)
+
+
+def _encodable(text: str) -> bool:
+    """False of half a character (a lone surrogate): no file, terminal or tokenizer takes it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _has_default(field: Field[Any]) -> bool:

@@ -13,6 +13,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
+from edgekit import strict_json
 from edgekit.artifact import (
     MANIFEST,
     SIGNATURE,
@@ -21,10 +22,10 @@ from edgekit.artifact import (
     Manifest,
     check_digests,
     check_files,
-    load_artifact,
+    read_artifact,
     read_manifest,
 )
-from edgekit.errors import OutputError, SignatureError, UsageError
+from edgekit.errors import EngineMissing, OutputError, SignatureError, UsageError
 from edgekit.files import replace_file
 from edgekit.progress import Progress, silent
 
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 PASSPHRASE = "EDGEKIT_KEY_PASSPHRASE"
+PINNED = "EDGEKIT_TRUSTED_KEY"
 KEY_LIMIT = 1 << 16
 """Bytes; a larger file is no key."""
 
@@ -42,6 +44,20 @@ class Trust:
 
     keys: tuple[Path, ...]
     release: int = 0
+
+
+def pinned(release: int = 0) -> Trust | None:
+    """The keys that this process may trust, from EDGEKIT_TRUSTED_KEY: files, separated as in PATH. None where it is not set, or empty.
+
+    Raises UsageError where it is set and names none: that would open every door.
+    """
+    value = os.environ.get(PINNED, "")
+    if not value:
+        return None
+    names = [name for name in value.split(os.pathsep) if name.strip()]
+    if not names:
+        raise UsageError(f"{PINNED}={value!r} names no file of a public key; name one, or unset it")
+    return Trust(tuple(map(Path, names)), release)
 
 
 def make_keys(name: Path, passphrase: str | None = None) -> tuple[Path, Path]:
@@ -68,16 +84,18 @@ def make_keys(name: Path, passphrase: str | None = None) -> tuple[Path, Path]:
 def sign(directory: Path, key: Path, *, release: int | None = None, passphrase: str | None = None, progress: Progress = silent) -> Manifest:
     """Signs an artifact after comparing every digest. release: written into the manifest first; None leaves what is there.
 
+    Asks for no signature by a pinned key: this is where it comes from.
+
     Killed in between, the artifact opens without trust as before, and as trusted not at all.
     Raises ArtifactError (also for a file that the manifest does not list), UsageError (the key), OutputError.
     """
     private = _private(key, passphrase)
-    artifact = load_artifact(directory)
+    artifact = read_artifact(directory)
     check_files(artifact)
     check_digests(artifact, progress)
     raw, manifest = read_manifest(directory), artifact.manifest
     if release is not None and release != manifest.release:
-        if json.loads(manifest.to_json()) != json.loads(raw):
+        if json.loads(manifest.to_json()) != strict_json.load(raw):
             raise UsageError(
                 f"{directory / MANIFEST} holds keys that this edgekit does not know; set its release with the edgekit that made it"
             )
@@ -89,15 +107,15 @@ def sign(directory: Path, key: Path, *, release: int | None = None, passphrase: 
 
 
 def open_trusted(directory: Path | str, trust: Trust, progress: Progress = silent) -> Artifact:
-    """As ``load_artifact``, for an artifact that one of the trusted keys has signed: nothing is parsed before, and every digest compared.
+    """``artifact.load_artifact`` with ``trust``: one of the keys must have signed it, nothing is parsed before, every digest is compared.
 
-    Raises SignatureError: not signed, signed by somebody else, of an older release, another file is there too, a file was changed;
-    ArtifactError: a file is missing; UsageError: a key cannot be read.
+    Raises SignatureError: not signed, signed by somebody else, of an older release; ArtifactError: another file is there too, a
+    file was changed or is missing; UsageError: a key cannot be read; EngineMissing: no cryptography here.
     """
     directory = Path(directory)
     raw = read_manifest(directory)
     check_signature(raw, _signature(directory), trust, str(directory))
-    artifact = load_artifact(directory, raw=raw)
+    artifact = read_artifact(directory, raw=raw)
     check_release(artifact.manifest, trust, str(directory))
     check_files(artifact)
     check_digests(artifact, progress)
@@ -186,7 +204,7 @@ def _cryptography() -> ModuleType:
     try:
         from cryptography.hazmat.primitives import serialization
     except ImportError:
-        raise UsageError('signatures need the package cryptography: pip install "edgekit[sign]"') from None
+        raise EngineMissing('signatures need the package cryptography: pip install "edgekit[sign]"') from None
     return serialization
 
 

@@ -1,11 +1,13 @@
 """What an artifact's own files hold, read back without the exporter that wrote them; every engine's ``read`` module gives one."""
 
 from collections.abc import Container, Mapping
-from typing import Protocol
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
+from edgekit.errors import ArtifactError
 from edgekit.models.decoder import DecoderConfig, Rope
 from edgekit.quant.scheme import Format, QuantizedTensor
 
@@ -29,6 +31,18 @@ class Stored(Protocol):
 
     def stops(self) -> Mapping[str, tuple[int, ...]]:
         """File -> the stop ids that the engine's own configuration there names."""
+
+
+def numbers(path: Path, dtype: DTypeLike, count: int, offset: int) -> NDArray[Any]:
+    """``count`` numbers of a file from the byte ``offset`` on. Raises ArtifactError where it does not hold them."""
+    dtype = np.dtype(dtype)
+    try:
+        size = path.stat().st_size if path.is_file() else -1
+        if not (count >= 0 and 0 <= offset <= size and offset + count * dtype.itemsize <= size):
+            raise ArtifactError(f"{path} is too short for what its graph says of it; build the artifact again")
+        return np.fromfile(path, dtype, count, offset=offset)
+    except OSError as error:
+        raise ArtifactError(f"{path} cannot be read: {error.strerror or error}; copy the artifact again") from None
 
 
 def home(weight: str, held: Container[str], decoder: DecoderConfig) -> tuple[str, int]:

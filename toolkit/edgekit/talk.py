@@ -10,8 +10,8 @@ from typing import Literal, TextIO
 
 from edgekit.errors import ContextOverflow, TemplateError, UsageError
 from edgekit.runtime import Runtime, Sampling
-from edgekit.runtime.constrain import LIMIT as FORM_LIMIT
 from edgekit.runtime.generate import Finish, Step
+from edgekit.runtime.grammars import LIMIT as FORM_LIMIT
 
 Show = Callable[[str], None]
 HELP = "/reset forgets the conversation, /exit leaves, Ctrl-C ends an answer"

@@ -19,6 +19,8 @@ OUTPUT_LIMIT = 10_000_000
 """Characters a template may write."""
 LIMIT = 64 << 20
 """Bytes of a tokenizer.json; the largest known has 34 MB."""
+FLAGS = ("special", "single_word", "lstrip", "rstrip", "normalized")
+"""Of an added token."""
 GROWTH = 16
 """Tokens that a byte of text may become. A ligature of Arabic, in compatibility form, has 33 bytes where it had 3."""
 # What a tokenizer is tried with when it is opened: long words, spaces, digits, line ends, scripts.
@@ -54,16 +56,12 @@ class Texts:
     def render_all(self, number: int, chats: Sequence[Mapping[str, object]], now: Sequence[int]) -> list[str]:
         return [self.render(number, variables, now) for variables in chats]
 
-    def tokenizer(self, path: str) -> dict[str, object]:
-        """Opens a tokenizer.json; what Backend (runtime/tokenizer.py) needs to know of it. Raises ArtifactError."""
+    def tokenizer(self, path: str, text: str | None = None) -> dict[str, object]:
+        """Opens a tokenizer.json, or ``text`` in its place; what Backend needs to know of it. Raises ArtifactError."""
         import tokenizers
 
         try:
-            with Path(path).open("rb") as file:
-                size = os.fstat(file.fileno()).st_size  # read(n) takes memory for all of n, and a device has no end
-                if size > LIMIT:
-                    raise ArtifactError(f"{path}: larger than {LIMIT >> 20} MB, that is no tokenizer")
-                content = file.read(size)
+            content = _content(path) if text is None else text.encode()
             backend = tokenizers.Tokenizer.from_buffer(content)
             # A file may ask for padding or cutting to a length, meant for training; a prompt is taken as it is.
             backend.no_truncation()
@@ -82,9 +80,18 @@ class Texts:
             "digest": hashlib.sha256(content).hexdigest(),
             "size": backend.get_vocab_size(),
             "decoder": decoder,
-            "added": [[token, *_added(given)] for token, given in sorted(backend.get_added_tokens_decoder().items())],
+            "added": _added(backend),
             "bytes": [backend.token_to_id(f"<0x{byte:02X}>") for byte in range(256)],
         }
+
+    def add(self, number: int, tokens: Sequence[Sequence[Any]]) -> list[list[Any]]:
+        """Adds tokens (texts and flags, as in FLAGS) to a tokenizer. Opens nothing, but is done again with what was opened."""
+        import tokenizers
+
+        made = [tokenizers.AddedToken(text, **dict(zip(FLAGS, flags, strict=True))) for text, *flags in tokens]
+        _asked(lambda: self._opened[number].add_tokens(made))
+        self._opened.append(None)
+        return _added(self._opened[number])
 
     def probe(self, number: int) -> int:
         """Encodes and decodes PROBE, whose tokens it counts."""
@@ -178,8 +185,17 @@ def byte_level() -> dict[str, int]:
     return {chr(n): n for n in printable} | {chr(256 + i): n for i, n in enumerate(others)}
 
 
-def _added(token: Any) -> tuple[str, bool, bool, bool]:
-    return token.content, token.special, token.lstrip, token.rstrip
+def _content(path: str) -> bytes:
+    with Path(path).open("rb") as file:
+        size = os.fstat(file.fileno()).st_size  # read(n) takes memory for all of n, and a device has no end
+        if size > LIMIT:
+            raise ArtifactError(f"{path}: larger than {LIMIT >> 20} MB, that is no tokenizer")
+        return file.read(size)
+
+
+def _added(backend: Any) -> list[list[Any]]:
+    found = sorted(backend.get_added_tokens_decoder().items())
+    return [[token, given.content, *(getattr(given, flag) for flag in FLAGS)] for token, given in found]
 
 
 def _asked(request: Any) -> Any:

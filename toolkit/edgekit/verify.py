@@ -5,7 +5,6 @@ the rounding of the kernels, so its tokens are judged one by one, each after the
 likely one here, it must lead by no more than rounding could explain (``NEAR``). The engine runs in a process of its own.
 """
 
-import json
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
@@ -14,13 +13,13 @@ from typing import Literal, cast
 
 import numpy as np
 
-from edgekit import child
-from edgekit.artifact import SIGNATURE, Artifact, GreedyVector, check_digests, load_artifact, unlisted
+from edgekit import child, strict_json
+from edgekit.artifact import SIGNATURE, Artifact, GreedyVector, load_artifact, read_artifact, unlisted
 from edgekit.errors import ArtifactError, EngineError
 from edgekit.progress import Progress, silent
 from edgekit.runtime import open_text
 from edgekit.runtime.session import Session, open_session
-from edgekit.signing import Trust, open_trusted
+from edgekit.signing import Trust, pinned
 
 NEAR = 0.25
 """Of the standard deviation of the logits at a token: by how much another token may lead and still be a near tie.
@@ -67,14 +66,13 @@ def verify(
     """Checks everything about an artifact that can be checked without its checkpoint.
 
     run:     let the engine answer the greedy vectors. threads: that it computes with.
-    trust:   whose signature it must bear; None takes any artifact.
+    trust:   whose signature it must bear; None: a pinned key's, if there is one.
     Raises SignatureError, ArtifactError (schema, size, digest, encode or chat vector), TemplateError, EngineMissing, and EngineError: the
     engine fails, or prefers other tokens by more than rounding explains.
     """
-    artifact = load_artifact(directory) if trust is None else open_trusted(directory, trust, progress)
+    trust = trust or pinned()
+    artifact = load_artifact(directory, trust=trust, whole=True, progress=progress)
     manifest = artifact.manifest
-    if trust is None:
-        check_digests(artifact, progress)
     open_text(artifact)
     _check_stops(artifact)
     return Report(
@@ -103,7 +101,7 @@ def _check_stops(artifact: Artifact) -> None:
     if path.name not in artifact.manifest.files:
         return
     try:
-        listed = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
+        listed = strict_json.load(path.read_text(encoding="utf-8")).get("eos_token_id")
     except (OSError, ValueError, AttributeError) as error:
         raise ArtifactError(f"{path} cannot be read ({error!r}); build the artifact again") from None
     for token in listed if isinstance(listed, list) else [listed]:
@@ -144,7 +142,7 @@ def main() -> None:
 
 
 def _leads(directory: str, threads: int | None) -> list[list[float]]:
-    artifact = load_artifact(directory)
+    artifact = read_artifact(directory)
     manifest = artifact.manifest
     with closing(open_session(artifact.directory, manifest, threads=threads)) as session:
         return [_lead(session, vector) for vector in manifest.conformance.greedy.vectors]

@@ -14,20 +14,21 @@ from edgekit.errors import EngineError
 def inspect(
     directory: Directory,
     check: Annotated[bool, typer.Option("--check", help="Read every file and compare its digest.")] = False,
+    trusted_key: TrustedKey = None,
+    min_release: MinRelease = 0,
     json: Json = False,
 ) -> None:
     """Show what an artifact is: model, scheme, context, stop set, files."""
     from edgekit import console, listing
-    from edgekit.artifact import check_digests, load_artifact
+    from edgekit.artifact import load_artifact
 
-    artifact = load_artifact(directory)
-    if check:
-        with console.progress(quiet=json) as progress:
-            check_digests(artifact, progress)
+    trust = make_trust(trusted_key, min_release)
+    with console.progress(quiet=json) as progress:
+        artifact = load_artifact(directory, trust=trust, whole=check, progress=progress)
     if json:
         console.show_json_text(artifact.manifest.to_json().rstrip("\n"))
     else:
-        console.show_pairs(listing.description(artifact.manifest, checked=check))
+        console.show_pairs(listing.description(artifact.manifest, checked=check or trust is not None))
 
 
 @command

@@ -24,8 +24,7 @@ TrustedKey = Annotated[
     typer.Option(
         "--trusted-key",
         metavar="FILE",
-        envvar="EDGEKIT_TRUSTED_KEY",
-        help="Public key that must have signed it (edge keygen, edge sign); may be repeated.",
+        help="Public key that must have signed it (edge keygen, edge sign); may be repeated. Default: EDGEKIT_TRUSTED_KEY.",
         show_default=False,
     ),
 ]
@@ -71,11 +70,11 @@ def _described(error: EdgekitError) -> dict[str, object]:
 
 
 def make_trust(keys: list[Path] | None, release: int = 0) -> "Trust | None":
+    """What a command's options and EDGEKIT_TRUSTED_KEY say together. Raises UsageError: a release asked for, and no key."""
     from edgekit.errors import UsageError
-    from edgekit.signing import Trust
+    from edgekit.signing import Trust, pinned
 
-    if keys:
-        return Trust(tuple(keys), release)
-    if release:
+    trust = Trust(tuple(keys), release) if keys else pinned(release)
+    if trust is None and release:
         raise UsageError("--min-release is about signed artifacts; give --trusted-key FILE too")
-    return None
+    return trust

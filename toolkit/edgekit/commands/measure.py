@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edgekit.commands.common import Json, Threads, command
+from edgekit.commands.common import Json, MinRelease, Threads, TrustedKey, command, make_trust
 from edgekit.errors import RemoteError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from edgekit.artifact import Artifact
     from edgekit.remote.address import HubDevice
 
 
@@ -55,13 +56,17 @@ def profile(
     ] = None,
     keep: Annotated[bool, typer.Option("--keep/--no-keep", help="With --on: leave runtime and artifact there for the next time.")] = True,
     threads: Threads = None,
+    trusted_key: TrustedKey = None,
+    min_release: MinRelease = 0,
     quiet: Annotated[bool, typer.Option("--quiet", help="No word of what is being measured.")] = False,
     json: Json = False,
 ) -> None:
     """Measure an artifact on this machine: load, prompts, decoding, memory, energy; or compare two such profiles."""
     from edgekit import console
+    from edgekit.artifact import load_artifact
     from edgekit.profile import judging, report, run, saving
 
+    trust = make_trust(trusted_key, min_release)
     limits, broken = judging.limits(fail_if or []), None
     device = saving.place(save) if save is not None else None
     if compare is not None:
@@ -78,7 +83,7 @@ def profile(
         said = "edge " + shlex.join(sys.argv[1:])
         tell = console.hide if quiet else console.notice
         if on is None:
-            found = run.profile(directory, wanted, journal_path=journal, trace=trace, command=said, tell=tell)
+            found = run.profile(directory, wanted, journal_path=journal, trace=trace, command=said, tell=tell, trust=trust)
         else:
             from edgekit.remote.address import HubDevice, address
             from edgekit.remote.command import profile_elsewhere
@@ -87,11 +92,20 @@ def profile(
             if isinstance(place, HubDevice):
                 if any((html, before, limits, trace, device)):
                     raise UsageError("AI Hub runs single graphs, nothing to compare with: --on aihub: goes with --journal and --json alone")
-                _show_hub(place, directory, journal, said, tell, json=json)
+                _show_hub(place, load_artifact(directory, trust=trust), journal, said, tell, json=json)
                 return
             with console.progress(quiet=quiet or json) as progress:
                 found, broken = profile_elsewhere(
-                    place, directory, wanted, journal_path=journal, trace=trace, keep=keep, command=said, tell=tell, progress=progress
+                    place,
+                    directory,
+                    wanted,
+                    journal_path=journal,
+                    trace=trace,
+                    keep=keep,
+                    command=said,
+                    tell=tell,
+                    progress=progress,
+                    trust=trust,
                 )
     seen = judging.judge(found, before, limits, names, broken)
     if device is not None:
@@ -108,14 +122,15 @@ def profile(
         raise typer.Exit(seen.problems[0].exit_code)
 
 
-def _show_hub(place: "HubDevice", directory: Path, journal: Path | None, said: str, tell: "Callable[[str], None]", *, json: bool) -> None:
+def _show_hub(
+    place: "HubDevice", artifact: "Artifact", journal: Path | None, said: str, tell: "Callable[[str], None]", *, json: bool
+) -> None:
     from dataclasses import asdict
 
     from edgekit import console
-    from edgekit.artifact import load_artifact
     from edgekit.remote.aihub import as_lines, profile_in_hub
 
-    found = profile_in_hub(place.name, place.os, load_artifact(directory), journal, said, tell)
+    found = profile_in_hub(place.name, place.os, artifact, journal, said, tell)
     if json:
         console.show_json(asdict(found))
     else:

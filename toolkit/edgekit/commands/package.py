@@ -36,6 +36,15 @@ def package(
         Path | None,
         typer.Option("--base", metavar="DIR", help="OCI image layout with Python, which a container is built upon.", show_default=False),
     ] = None,
+    device: Annotated[
+        str | None,
+        typer.Option(
+            "--device",
+            metavar="PROFILE",
+            help="A name from `edge devices` or a .toml file: whose memory conversations of an app or page have to fit.",
+            show_default=False,
+        ),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a package that is already there.")] = False,
     trusted_key: TrustedKey = None,
     min_release: MinRelease = 0,
@@ -47,7 +56,7 @@ def package(
     from edgekit.packagers import Settings
     from edgekit.packagers import package as make
 
-    settings = Settings(platforms=tuple(platform or ()), python=python, wheels=wheels, base=base)
+    settings = Settings(platforms=tuple(platform or ()), python=python, wheels=wheels, base=base, device=device)
     trust = make_trust(trusted_key, min_release)
     with console.progress(quiet=quiet or json) as progress:
         said = make(directory, kind, out, settings, force=force, trust=trust, progress=progress)

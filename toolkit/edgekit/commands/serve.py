@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from edgekit.commands.common import Directory, Threads, command
+from edgekit.commands.common import Directory, MinRelease, Threads, TrustedKey, command, make_trust
 from edgekit.errors import UsageError
 
 KEY = "EDGE_API_KEY"
@@ -36,13 +36,16 @@ def serve(
     timeout: Annotated[float, typer.Option("--timeout", min=1.0, help="Seconds for a request, its wait included.")] = 600.0,
     drain: Annotated[float, typer.Option("--drain", min=1.0, help="Seconds for answers under way when it is told to end.")] = 30.0,
     threads: Threads = None,
+    trusted_key: TrustedKey = None,
+    min_release: MinRelease = 0,
 ) -> None:
     """Serve an artifact to OpenAI's clients, with a chat page at /."""
     from edgekit.artifact import load_artifact
     from edgekit.server.settings import Limits, Settings, check_exposure
 
+    artifact = load_artifact(directory, trust=make_trust(trusted_key, min_release))
     settings = Settings(
-        model=load_artifact(directory).manifest.model.name if model_name is None else model_name,
+        model=artifact.manifest.model.name if model_name is None else model_name,
         host=host,
         port=port,
         key=_key(api_key_file),
@@ -53,7 +56,7 @@ def serve(
     check_exposure(settings, insecure=no_api_key)
     from edgekit.server import run
 
-    run.serve(directory, settings, threads=threads)
+    run.serve(artifact, settings, threads=threads)
 
 
 def _key(path: Path | None) -> str | None:

@@ -37,7 +37,7 @@ def sign(
     quiet: Quiet = False,
     json: Json = False,
 ) -> None:
-    """Sign an artifact, after comparing every digest."""
+    """Sign an artifact, after comparing every digest. A pinned key is not asked for: it is this command that gives the signature."""
     from edgekit import console, signing
 
     with console.progress(quiet=quiet or json) as progress:
@@ -55,6 +55,8 @@ def diff(
     new: Annotated[Path, typer.Argument(metavar="NEW", help="The artifact that they shall have.", show_default=False)],
     out: Annotated[Path, typer.Option("--out", metavar="FILE", help="The update to write.", show_default=False)],
     force: Annotated[bool, typer.Option("--force", help="Replace a file that is already there.")] = False,
+    trusted_key: TrustedKey = None,
+    min_release: MinRelease = 0,
     quiet: Quiet = False,
     json: Json = False,
 ) -> None:
@@ -64,8 +66,9 @@ def diff(
     from edgekit import console
     from edgekit.updates.diff import diff as make_diff
 
+    trust = make_trust(trusted_key, min_release)
     with console.progress(quiet=quiet or json) as progress:
-        made = make_diff(old, new, out, force=force, progress=progress)
+        made = make_diff(old, new, out, force=force, trust=trust, progress=progress)
     if json:
         console.show_json({"file": str(out), **asdict(made)})
     elif not quiet:
@@ -106,14 +109,17 @@ def push(
     directory: Directory,
     address: Address,
     private: Annotated[bool, typer.Option("--private", help="Of a hub repository that is made for it: private.")] = False,
+    trusted_key: TrustedKey = None,
+    min_release: MinRelease = 0,
     quiet: Quiet = False,
     json: Json = False,
 ) -> None:
     """Copy an artifact to the Hugging Face hub or an OCI registry."""
     from edgekit import console, stores
 
+    trust = make_trust(trusted_key, min_release)
     with console.progress(quiet=quiet or json) as progress:
-        exact = stores.push(directory, address, private=private, progress=progress)
+        exact = stores.push(directory, address, private=private, trust=trust, progress=progress)
     if json:
         console.show_json({"address": exact})
     elif not quiet:
@@ -143,13 +149,17 @@ def pull(
 
 
 @command
-def rollback(directory: Directory, json: Json = False) -> None:
-    """Put back the artifact that the last `edge apply` replaced, in one step."""
+def rollback(
+    directory: Directory, trusted_key: TrustedKey = None, min_release: MinRelease = 0, quiet: Quiet = False, json: Json = False
+) -> None:
+    """Put back the artifact that the last `edge apply` replaced, in one step, after comparing every digest."""
     from edgekit import console, listing
     from edgekit.updates.apply import roll_back
 
-    manifest = roll_back(directory)
+    trust = make_trust(trusted_key, min_release)
+    with console.progress(quiet=quiet or json) as progress:
+        manifest = roll_back(directory, trust=trust, progress=progress)
     if json:
         console.show_json({"directory": str(directory), **listing.summary(manifest)})
-    else:
+    elif not quiet:
         print(f"{directory}: {listing.headline(manifest)}")

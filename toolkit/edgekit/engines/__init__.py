@@ -13,7 +13,9 @@ class Engine:
     the ``read`` module, of an engine whose files hold weights, ``open_stored(directory, manifest, model) -> Stored`` (stored.py's
     Protocol).
     chip: the options of a target that only say for which chip it is: whether the engine works here is asked for one of them.
-    packages: kinds of ``edge package`` whose loader, which is not edgekit's own, opens its files.
+    packages: kinds of ``edge package`` whose loader, which is not edgekit's own, opens its files; the ``footprint`` module of such an
+    engine has ``held(directory, manifest, decoder) -> Held``, what that loader takes.
+    windows: providers that exist for Windows alone, for which edgekit makes no package for Python.
     """
 
     export: str
@@ -22,10 +24,15 @@ class Engine:
     read: str | None = None
     chip: tuple[str, ...] = ()
     packages: tuple[str, ...] = ()
+    windows: tuple[str, ...] = ()
 
     @property
     def profile(self) -> str:
         return self.session.removesuffix("session") + "profile"
+
+    @property
+    def footprint(self) -> str:
+        return self.session.removesuffix("session") + "footprint"
 
 
 ENGINES: dict[str, Engine] = {
@@ -35,6 +42,7 @@ ENGINES: dict[str, Engine] = {
         extra="onnx",
         read="edgekit.engines.onnx.read",
         packages=("web", "android", "windows"),
+        windows=("dml",),
     ),
     "openvino": Engine(
         "edgekit.engines.openvino.export", "edgekit.engines.openvino.session", extra="openvino", read="edgekit.engines.openvino.read"

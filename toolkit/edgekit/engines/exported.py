@@ -65,6 +65,18 @@ class Footprint:
 
 
 @dataclass(frozen=True)
+class Held:
+    """What an artifact that was built takes in the engine's own loader, in bytes. fixed: before the first token. cache: keys and values of
+    each token. activation: of each token that is computed at once. at_once: most of those, None where it
+    computes any prompt whole."""
+
+    fixed: int
+    cache: int
+    activation: int
+    at_once: int | None = None
+
+
+@dataclass(frozen=True)
 class Exported:
     """The files themselves are found by listing the directory.
 

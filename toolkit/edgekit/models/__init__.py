@@ -2,18 +2,20 @@
 
 import hashlib
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekit.checkpoint import CHUNK, READABLE, Checkpoint
+from edgekit.checkpoint import CHUNK, READABLE, Checkpoint, original_model
 from edgekit.errors import CheckpointError, ConfigError, UnknownArchitecture
+from edgekit.foreign import merge_adapter
 from edgekit.models import llama, mistral, phi3, qwen2
 from edgekit.models.decoder import DecoderConfig, Slice
+from edgekit.prequantized import by_tensors, refusal
 
 
 class Architecture(Protocol):
@@ -26,6 +28,8 @@ class Architecture(Protocol):
 ARCHITECTURES: dict[str, Architecture] = {"phi3": phi3, "mistral": mistral, "llama": llama, "qwen2": qwen2}
 """``model_type`` of config.json -> the file that reads it."""
 
+HEAD = "lm_head.weight"
+PREFIX = "model."
 # Buffers that old versions of transformers saved beside the weights; they are computed from config.json.
 BUFFERS = (".rotary_emb.inv_freq", ".rotary_emb.cos_cached", ".rotary_emb.sin_cached", ".self_attn.bias", ".self_attn.masked_bias")
 
@@ -134,29 +138,55 @@ def architecture(config: Mapping[str, object]) -> Architecture:
 
 
 def open_model(checkpoint: Checkpoint) -> Model:
-    """See a checkpoint as a decoder with canonical weights. Reads no weight (but a tied lm_head that is stored nevertheless).
+    """See a checkpoint as a decoder with canonical weights. Reads no weight (but a tied lm_head that is stored beside the embedding).
 
     Raises UnknownArchitecture, ConfigError (config.json is wrong, or disagrees with a tensor's shape) or CheckpointError (a tensor
     is missing, unexpected, or of a dtype that is not read).
     """
     found = architecture(checkpoint.config)
+    if what := by_tensors(checkpoint.tensors):
+        raise CheckpointError(refusal(checkpoint.directory, what, original_model(checkpoint.directory)))
     decoder = found.decoder_config(checkpoint.config)
     slices = found.weight_slices(decoder)
+    checkpoint = _named(checkpoint, slices["embed_tokens"].tensor, tied=decoder.tied)
     model = Model(checkpoint, decoder, slices)
     used = _expected(decoder, slices)
     for tensor, shape in used.items():
         _check_tensor(checkpoint, tensor, shape, decoder)
     extra = [name for name in checkpoint.tensors if name not in used and not name.endswith(BUFFERS)]
-    if decoder.tied and "lm_head.weight" in extra:
+    if decoder.tied and HEAD in extra:
         _check_tied(checkpoint, slices["embed_tokens"].tensor)
-        extra.remove("lm_head.weight")
+        extra.remove(HEAD)
     if extra:
         more = f" and {len(extra) - 1} more" if len(extra) > 1 else ""
         raise CheckpointError(
             f"{checkpoint.directory} holds tensor {extra[0]!r}{more}, which a {decoder.model_type} model of this config.json "
-            "has no place for. Is it an adapter that was not merged, or another architecture?"
+            f"has no place for. {_foreign(extra, checkpoint.directory)}"
         )
     return model
+
+
+def _named(checkpoint: Checkpoint, embedding: str, *, tied: bool) -> Checkpoint:
+    """With the names that weights usually have, where they have the others that transformers reads as well: all without PREFIX, as a
+    decoder without its lm_head is saved, and tied weights that are stored once, but as lm_head."""
+    tensors = checkpoint.tensors
+    if embedding.removeprefix(PREFIX) in tensors and not any(name.startswith(PREFIX) for name in tensors):
+        tensors = {name if name == HEAD else PREFIX + name: info for name, info in tensors.items()}
+    if tied and embedding not in tensors and HEAD in tensors:
+        tensors = {embedding if name == HEAD else name: info for name, info in tensors.items()}
+    return replace(checkpoint, tensors=tensors)
+
+
+def _foreign(extra: Sequence[str], directory: Path) -> str:
+    if any(".lora_" in name or ".base_layer." in name for name in extra):
+        return merge_adapter(directory)
+    return "Is it another architecture, or one that was changed? Such a tensor would have to be computed with, so it is not left out."
+
+
+def tensor_shapes(found: Architecture, config: Mapping[str, object]) -> dict[str, tuple[int, ...]]:
+    """The tensors, by their names in a checkpoint, that a config.json asks for. Raises ConfigError."""
+    decoder = found.decoder_config(config)
+    return _expected(decoder, found.weight_slices(decoder))
 
 
 def _expected(decoder: DecoderConfig, slices: Mapping[str, Slice]) -> dict[str, tuple[int, ...]]:
@@ -172,7 +202,9 @@ def _expected(decoder: DecoderConfig, slices: Mapping[str, Slice]) -> dict[str, 
 def _check_tensor(checkpoint: Checkpoint, tensor: str, shape: tuple[int, ...], decoder: DecoderConfig) -> None:
     info = checkpoint.tensors.get(tensor)
     if info is None:
-        hint = " Should tie_word_embeddings be true in config.json?" if tensor == "lm_head.weight" else ""
+        hint = " Should tie_word_embeddings be true in config.json?" if tensor == HEAD else ""
+        if any(".lora_" in name or ".base_layer." in name for name in checkpoint.tensors):
+            hint = f" {merge_adapter(checkpoint.directory)}"
         raise CheckpointError(
             f"{checkpoint.directory} holds no tensor {tensor!r}, which a {decoder.model_type} model of this config.json needs.{hint}"
         )
@@ -190,7 +222,7 @@ def _check_tensor(checkpoint: Checkpoint, tensor: str, shape: tuple[int, ...], d
 
 def _check_tied(checkpoint: Checkpoint, embedding: str) -> None:
     """config.json ties lm_head to the embedding, yet both are stored: fine where they are equal, otherwise one of the two is wrong."""
-    a, b = checkpoint.tensors[embedding], checkpoint.tensors["lm_head.weight"]
+    a, b = checkpoint.tensors[embedding], checkpoint.tensors[HEAD]
     step = max(1, CHUNK // max(1, a.shape[-1]))
     same = a.shape == b.shape and all(
         np.array_equal(checkpoint.rows(a.name, at, min(at + step, a.shape[0])), checkpoint.rows(b.name, at, min(at + step, a.shape[0])))
@@ -199,5 +231,6 @@ def _check_tied(checkpoint: Checkpoint, embedding: str) -> None:
     if not same:
         raise ConfigError(
             f"config.json has tie_word_embeddings true, but lm_head.weight in {b.file.name} differs from {embedding}. "
-            "Set it to false to use lm_head.weight, or remove that tensor."
+            "transformers 5 then uses lm_head.weight, transformers 4 the embedding: set tie_word_embeddings to false for the first, or "
+            "remove that tensor for the second."
         )

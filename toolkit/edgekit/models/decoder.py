@@ -12,6 +12,7 @@ splitting them changes no code.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -81,6 +82,10 @@ class DecoderConfig:
 
     def weight_shapes(self) -> dict[str, tuple[int, ...]]:
         """Canonical name -> shape of every weight, in the order a forward pass needs them."""
+        return dict(self._shapes)
+
+    @cached_property
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
         d, f, hd = self.hidden_size, self.intermediate_size, self.head_dim
         q, kv = self.heads * hd, self.kv_heads * hd
         shapes: dict[str, tuple[int, ...]] = {"embed_tokens": (self.vocab_size, d)}

@@ -88,6 +88,11 @@ def heads(config: Mapping[str, object], default_kv: int | None = None) -> tuple[
     return count, kv, integer(config, "head_dim", hidden // count)
 
 
+def activation(config: Mapping[str, object]) -> None:
+    """Raises ConfigError unless the MLP's activation is SiLU, by either of its names."""
+    refuse_unless(config, "hidden_act", "silu", "swish")
+
+
 def window(config: Mapping[str, object], key: str, context: int) -> int | None:
     """A sliding window in tokens; None where it is null or no shorter than the context, so that it never hides anything."""
     if config.get(key) is None:
@@ -96,11 +101,15 @@ def window(config: Mapping[str, object], key: str, context: int) -> int | None:
     return None if tokens >= context else tokens
 
 
-def layer_types(config: Mapping[str, object], implied: Sequence[bool]) -> None:
-    """Raises ConfigError unless layer_types (transformers 5) is absent or says the same as ``implied``: which layers are sliding."""
+def layer_types(config: Mapping[str, object], implied: Sequence[bool], window: int | None = None) -> None:
+    """Raises ConfigError unless layer_types (transformers 5) is absent or says the same as ``implied``: which layers are sliding. Where no
+    ``window`` hides anything, both kinds of layer are the same."""
     value = config.get("layer_types")
     want = ["sliding_attention" if sliding else "full_attention" for sliding in implied]
-    if value is not None and value != want:
+    if value is None or value == want:
+        return
+    known = isinstance(value, list) and len(value) == len(want) and all(kind in ("sliding_attention", "full_attention") for kind in value)
+    if not (known and any(implied) and window is None):
         raise ConfigError(
             f"config.json: layer_types {_brief(value)} disagrees with its sliding_window keys, which mean {_brief(want)}; "
             "such a mix of layers is not implemented"

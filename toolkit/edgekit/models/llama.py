@@ -10,11 +10,13 @@ from edgekit.models.decoder import DecoderConfig, Rope, Slice
 
 
 def decoder_config(config: Mapping[str, object]) -> DecoderConfig:
-    """What config.json of a llama checkpoint describes. Raises ConfigError for values that are wrong or change unimplemented maths."""
-    fields.refuse_unless(config, "hidden_act", "silu")
+    """What config.json of a llama checkpoint describes. Raises ConfigError for values that are wrong or change unimplemented maths.
+
+    A sliding_window, which some carry over from other architectures, is none of a llama model: transformers never reads it.
+    """
+    fields.activation(config)
     fields.refuse_unless(config, "attention_bias", False)
     fields.refuse_unless(config, "mlp_bias", False)
-    fields.refuse_unless(config, "sliding_window")
     heads, kv_heads, head_dim = fields.heads(config, fields.integer(config, "num_attention_heads"))
     layers = fields.integer(config, "num_hidden_layers")
     fields.layer_types(config, [False] * layers)

@@ -9,20 +9,21 @@ from edgekit.errors import ConfigError
 from edgekit.models import fields, rope
 from edgekit.models.decoder import DecoderConfig, Rope, Slice
 
+DEFAULT_WINDOW = 4096
+"""Tokens: what transformers takes where the key is missing."""
+
 
 def decoder_config(config: Mapping[str, object]) -> DecoderConfig:
     """What config.json of a mistral checkpoint describes. Raises ConfigError for values that are wrong or change unimplemented maths."""
-    fields.refuse_unless(config, "hidden_act", "silu")
-    fields.refuse_unless(config, "attention_bias", False)
-    fields.refuse_unless(config, "mlp_bias", False)
-    if "sliding_window" not in config:
-        # transformers would take 4096 here, which few authors mean
-        raise ConfigError("config.json has no sliding_window; write its number of tokens, or null for none")
+    fields.activation(config)
     heads, kv_heads, head_dim = fields.heads(config)
     context = fields.integer(config, "max_position_embeddings")
+    if "sliding_window" not in config and context > DEFAULT_WINDOW:
+        # transformers would take its default here, which few authors mean
+        raise ConfigError("config.json has no sliding_window; write its number of tokens, or null for none")
     layers = fields.integer(config, "num_hidden_layers")
     window = fields.window(config, "sliding_window", context)
-    fields.layer_types(config, [config["sliding_window"] is not None] * layers)
+    fields.layer_types(config, [config.get("sliding_window") is not None] * layers, window)
     return DecoderConfig(
         model_type="mistral",
         vocab_size=fields.integer(config, "vocab_size"),

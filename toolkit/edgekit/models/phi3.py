@@ -11,14 +11,12 @@ from edgekit.models.decoder import DecoderConfig, Rope, Slice
 
 def decoder_config(config: Mapping[str, object]) -> DecoderConfig:
     """What config.json of a phi3 checkpoint describes. Raises ConfigError for values that are wrong or change unimplemented maths."""
-    fields.refuse_unless(config, "hidden_act", "silu")
-    fields.refuse_unless(config, "attention_bias", False)
-    fields.refuse_unless(config, "mlp_bias", False)
+    fields.activation(config)
     heads, kv_heads, head_dim = fields.heads(config, fields.integer(config, "num_attention_heads"))
     context = fields.integer(config, "max_position_embeddings")
     layers = fields.integer(config, "num_hidden_layers")
     window = fields.window(config, "sliding_window", context)
-    fields.layer_types(config, [config.get("sliding_window") is not None] * layers)
+    fields.layer_types(config, [config.get("sliding_window") is not None] * layers, window)
     return DecoderConfig(
         model_type="phi3",
         vocab_size=fields.integer(config, "vocab_size"),

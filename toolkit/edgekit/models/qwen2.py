@@ -11,15 +11,12 @@ from edgekit.models.decoder import DecoderConfig, Rope, Slice
 
 def decoder_config(config: Mapping[str, object]) -> DecoderConfig:
     """What config.json of a qwen2 checkpoint describes. Raises ConfigError for values that are wrong or change unimplemented maths."""
-    fields.refuse_unless(config, "hidden_act", "silu")
-    fields.refuse_unless(config, "attention_bias", True)  # always there, whatever older configs say
-    fields.refuse_unless(config, "mlp_bias", False)
+    fields.activation(config)
     heads, kv_heads, head_dim = fields.heads(config)
     context = fields.integer(config, "max_position_embeddings")
     layers = fields.integer(config, "num_hidden_layers")
     sliding = _sliding(config, layers)
-    window = fields.window(config, "sliding_window", context)
-    fields.layer_types(config, sliding)
+    window = fields.window(config, "sliding_window", context) if any(sliding) else None
     return DecoderConfig(
         model_type="qwen2",
         vocab_size=fields.integer(config, "vocab_size"),
@@ -39,12 +36,19 @@ def decoder_config(config: Mapping[str, object]) -> DecoderConfig:
 
 
 def _sliding(config: Mapping[str, object], layers: int) -> list[bool]:
-    """Which layers have the window: those from ``max_window_layers`` on, if ``use_sliding_window``."""
+    """Which layers have the window, if ``use_sliding_window``: those that layer_types names, else those from ``max_window_layers`` on."""
     if not fields.flag(config, "use_sliding_window") or config.get("sliding_window") is None:
-        return [False] * layers
+        implied = [False] * layers
+        fields.layer_types(config, implied)
+        return implied
+    named = config.get("layer_types")
+    if isinstance(named, list) and len(named) == layers and all(kind in ("sliding_attention", "full_attention") for kind in named):
+        return [kind == "sliding_attention" for kind in named]
     # 0 is meant here: every layer slides
     first = 0 if config.get("max_window_layers") == 0 else fields.integer(config, "max_window_layers")
-    return [i >= first for i in range(layers)]
+    implied = [i >= first for i in range(layers)]
+    fields.layer_types(config, implied)
+    return implied
 
 
 def _rope(config: Mapping[str, object], head_dim: int) -> Rope:

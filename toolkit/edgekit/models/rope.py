@@ -12,10 +12,11 @@ from edgekit.errors import ConfigError
 from edgekit.models import fields
 from edgekit.models.decoder import Rope
 
-COMMON = {"rope_type", "type", "rope_theta", "partial_rotary_factor"}
-LINEAR = COMMON | {"factor"}
-LLAMA3 = COMMON | {"factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"}
-LONGROPE = COMMON | {"short_factor", "long_factor", "factor", "attention_factor", "original_max_position_embeddings"}
+ORIGINAL = "original_max_position_embeddings"
+BY_ORIGINAL = ("longrope", "su", "llama3")
+"""Kinds of RoPE that depend on the length that a model was first trained for; others have the key without using it."""
+MEANT = ("mscale", "mscale_all_dim", "short_mscale", "long_mscale")
+"""Of Phi-3-small and other models: transformers ignores them in a LongRoPE of these architectures, but whoever wrote them meant a scale."""
 
 
 def settings(config: Mapping[str, object]) -> dict[str, object]:
@@ -30,11 +31,15 @@ def settings(config: Mapping[str, object]) -> dict[str, object]:
         if not isinstance(value, dict):
             raise ConfigError(f"config.json: {place} is {value!r}; an object is needed")
         _merge(found, {k: v for k, v in value.items() if v is not None}, place)
-    beside = ("rope_theta", "partial_rotary_factor", "original_max_position_embeddings")
-    _merge(found, {k: config[k] for k in beside if config.get(k) is not None}, "the top level")
+    _merge(found, {k: config[k] for k in ("rope_theta", "partial_rotary_factor") if config.get(k) is not None}, "the top level")
     kind = found.setdefault("rope_type", found.get("type", "default"))
     if not isinstance(kind, str):
         raise ConfigError(f"config.json: rope_type is {kind!r}; a name is needed")
+    if kind in BY_ORIGINAL and config.get(ORIGINAL) is not None:
+        _merge(found, {ORIGINAL: config[ORIGINAL]}, "the top level")
+    nested = sorted(key for key, value in found.items() if isinstance(value, dict))
+    if nested:
+        raise ConfigError(f"config.json: RoPE by kind of layer, {nested[0]!r} is not implemented; known are settings for all layers")
     return found
 
 
@@ -43,13 +48,6 @@ def _merge(into: dict[str, object], more: Mapping[str, object], place: str) -> N
         if key in into and into[key] != value:
             raise ConfigError(f"config.json gives two values for {key}: {into[key]!r}, and {value!r} in {place}. Remove the wrong one.")
         into[key] = value
-
-
-def only(rope: Mapping[str, object], allowed: set[str]) -> None:
-    """Raises ConfigError for a setting that the rope_type at hand does not have."""
-    extra = sorted(set(rope) - allowed)
-    if extra:
-        raise ConfigError(f"config.json: RoPE setting {extra[0]!r} is not implemented for rope_type {rope['rope_type']!r}")
 
 
 def refused(model_type: str, rope: Mapping[str, object], known: str) -> ConfigError:
@@ -78,24 +76,21 @@ def _exponents(rotated: int) -> NDArray[np.float32]:
 
 
 def plain(rope: Mapping[str, object], head_dim: int, default_theta: float) -> Rope:
-    """RoPE without scaling."""
-    only(rope, COMMON | {"original_max_position_embeddings"})
+    """RoPE without scaling. Settings of other kinds do nothing, here and below, as in transformers."""
     return _rope(frequencies(fields.number(rope, "rope_theta", default_theta), dims(rope, head_dim)))
 
 
 def linear(rope: Mapping[str, object], head_dim: int, default_theta: float) -> Rope:
     """Linear scaling: every frequency divided by ``factor`` (position interpolation, Chen et al. 2023)."""
-    only(rope, LINEAR)
     plain_frequencies = frequencies(fields.number(rope, "rope_theta", default_theta), dims(rope, head_dim))
     return _rope(plain_frequencies / np.float32(fields.number(rope, "factor")))
 
 
 def llama3(rope: Mapping[str, object], head_dim: int, default_theta: float) -> Rope:
     """Llama 3.1 scaling: long wavelengths divided by ``factor``, short ones kept, those between interpolated."""
-    only(rope, LLAMA3)
     inv_freq = frequencies(fields.number(rope, "rope_theta", default_theta), dims(rope, head_dim))
     factor, low, high = (fields.number(rope, key) for key in ("factor", "low_freq_factor", "high_freq_factor"))
-    original = fields.integer(rope, "original_max_position_embeddings")
+    original = fields.integer(rope, ORIGINAL)
     if high <= low:
         raise ConfigError(f"config.json: high_freq_factor {high:g} must be greater than low_freq_factor {low:g}")
     f32 = np.float32
@@ -113,10 +108,12 @@ def longrope(rope: Mapping[str, object], head_dim: int, default_theta: float, co
     cos and sin are scaled by ``attention_factor``, where given, else ``sqrt(1 + ln(factor) / ln(original))`` with factor =
     context / original unless given; both sets use the same, as in transformers.
     """
-    only(rope, LONGROPE)
+    for key in MEANT:
+        if key in rope:
+            raise ConfigError(f"config.json: RoPE setting {key!r} is not implemented for rope_type {rope['rope_type']!r}")
     rotated = dims(rope, head_dim)
     base = np.power(np.float32(fields.number(rope, "rope_theta", default_theta)), _exponents(rotated))
-    original = fields.integer(rope, "original_max_position_embeddings")
+    original = fields.integer(rope, ORIGINAL)
     if original < 2:
         raise ConfigError(f"config.json: original_max_position_embeddings is {original}; at least 2 is needed for LongRoPE")
     factor = fields.number(rope, "factor", context / original)

@@ -9,42 +9,41 @@ from typing import Protocol
 
 from edgekit import __version__
 from edgekit.artifact import Artifact, check_digests, check_files, load_artifact
-from edgekit.engines import ENGINES
 from edgekit.errors import UsageError
 from edgekit.output import flush, writing
+from edgekit.packagers.kinds import KINDS, check_kind
 from edgekit.packagers.parts import Component
+from edgekit.packagers.room import Room
 from edgekit.progress import Progress, silent
-from edgekit.signing import Trust, open_trusted
+from edgekit.signing import Trust, pinned
 
-KINDS: dict[str, str] = {
-    kind: f"edgekit.packagers.{kind.replace('-', '_')}"
-    for kind in ("python", "linux-service", "container", "web", "android", "ios", "windows")
-}
 MARKER = "edgekit-package.json"
 """What a directory is known by as a package; written last."""
-ANY_ENGINE = ("python", "linux-service", "container")
-"""Kinds that run edgekit itself, so that they take artifacts of every engine; ``ENGINES`` says which take part in the others."""
 
 
 @dataclass(frozen=True)
 class Settings:
     """platforms, python: of the machine that it is for, see ``wheels.place``; empty and None take each kind's own choice.
     wheels: take Python packages from this folder, without a network. base: the OCI image layout that a container is built upon.
-    part: the largest file in bytes, for kinds that cut the weights."""
+    part: the largest file in bytes, for kinds that cut the weights. device: the profile whose memory conversations have to fit, for kinds
+    on a loader of others; None takes the target's memory, or each kind's usual device."""
 
     platforms: tuple[str, ...] = ()
     python: str | None = None
     wheels: Path | None = None
     base: Path | None = None
     part: int = 32 << 20
+    device: str | None = None
 
 
 @dataclass(frozen=True)
 class Made:
-    """What a packager put into the folder, beside the papers that every package has."""
+    """What a packager put into the folder, beside the papers that every package has. room: of its conversations, where that is settled
+    here."""
 
     components: Sequence[Component]
     platforms: Sequence[str] = ()
+    room: Room | None = None
 
 
 class Packager(Protocol):
@@ -75,8 +74,9 @@ def package(
     settings = settings or Settings()
     if kind not in KINDS:
         raise UsageError(f"--for {kind!r} is unknown; there are: {', '.join(KINDS)}")
-    artifact = load_artifact(directory) if trust is None else open_trusted(directory, trust, progress)
-    check_engine(artifact, kind)
+    trust = trust or pinned()
+    artifact = load_artifact(directory, trust=trust, progress=progress)
+    check_kind(artifact, kind)
     check_files(artifact)
     packager: Packager = importlib.import_module(KINDS[kind])
     packager.check(artifact, settings)
@@ -106,16 +106,5 @@ def describe(artifact: Artifact, kind: str, made: Made) -> dict[str, object]:
         "release": artifact.manifest.release,
         "platforms": list(made.platforms),
         "components": len(made.components),
+        **({"tokens": made.room.limit, "device": made.room.device} if made.room else {}),
     }
-
-
-def check_engine(artifact: Artifact, kind: str) -> None:
-    """Raises UsageError."""
-    name = artifact.manifest.engine.name
-    taken = ENGINES[name].packages if name in ENGINES else ()
-    if kind not in (*ANY_ENGINE, *taken):
-        fitting = sorted(engine for engine, known in ENGINES.items() if kind in known.packages)
-        raise UsageError(
-            f"{artifact.directory} is for the engine {name}, and a package for {kind} runs on {' or '.join(fitting)}; "
-            "build the model for such a target: edge targets"
-        )

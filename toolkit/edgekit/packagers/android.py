@@ -6,9 +6,14 @@ from edgekit.artifact import Artifact
 from edgekit.packagers import Made, Settings
 from edgekit.packagers.apps import check_app, facts
 from edgekit.packagers.parts import Component, copy_artifact, fill_templates
+from edgekit.packagers.room import Place, Room, room_for
+from edgekit.packagers.room import facts as room_facts
 from edgekit.packagers.split import LIST, listing, split
-from edgekit.packagers.web import refuse_python
 from edgekit.progress import Progress
+
+PROVIDERS = ("cpu",)
+PHONES = Place(("phone", "tablet"), {"cpu": "galaxy-s24"})
+"""Of the phones among the profiles, the usual one has least memory."""
 
 GENAI, ORT = "0.18.0", "1.31.0"
 """The version whose Python package opens these artifacts in edgekit's tests, and the ONNX Runtime that it asks for."""
@@ -21,8 +26,13 @@ HOSTED = Path("hosted/artifact")
 
 def check(artifact: Artifact, settings: Settings) -> None:
     """See ``Packager.check``."""
-    refuse_python(settings, "android")
-    check_app(artifact, ("cpu",), "android")
+    check_app(artifact, settings, "android")
+    room(artifact, settings)
+
+
+def room(artifact: Artifact, settings: Settings) -> Room:
+    """Of its conversations. Raises UsageError."""
+    return room_for(artifact, "android", settings.device, PHONES)
 
 
 def fill(artifact: Artifact, folder: Path, settings: Settings, progress: Progress) -> Made:
@@ -34,7 +44,8 @@ def fill(artifact: Artifact, folder: Path, settings: Settings, progress: Progres
     (folder / ASSETS).mkdir(parents=True, exist_ok=True)
     # Of the app in any case: what was downloaded is compared with it.
     (folder / ASSETS / LIST).write_text(text, encoding="utf-8", newline="\n")
-    values = {**facts(artifact), "genai": GENAI, "ort": ORT, "in_app": place == ASSETS, "megabytes": round(size / 1e6)}
+    found = room(artifact, settings)
+    values = {**facts(artifact), **room_facts(found), "genai": GENAI, "ort": ORT, "in_app": place == ASSETS, "megabytes": round(size / 1e6)}
     fill_templates("android", folder, values)
     return Made(
         [
@@ -42,4 +53,5 @@ def fill(artifact: Artifact, folder: Path, settings: Settings, progress: Progres
             Component("onnxruntime-android", ORT, f"pkg:maven/com.microsoft.onnxruntime/onnxruntime-android@{ORT}", "MIT"),
         ],
         ["android_arm64-v8a"],
+        found,
     )

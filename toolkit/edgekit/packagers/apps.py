@@ -1,10 +1,9 @@
-"""What the application projects (Android, iOS, Windows) have in common."""
-
-from collections.abc import Sequence
+"""What the applications (Android, iOS, Windows, a page) have in common."""
 
 from edgekit.artifact import Artifact
 from edgekit.errors import UsageError
 from edgekit.listing import headline
+from edgekit.packagers import Settings
 from edgekit.packagers.parts import plain_name, shell_safe
 
 
@@ -14,12 +13,15 @@ def facts(artifact: Artifact) -> dict[str, object]:
     return {**dict(shell_safe(words)), "name": plain_name(artifact.manifest.model.name)}
 
 
-def check_app(artifact: Artifact, providers: Sequence[str], kind: str) -> None:
-    """Raises UsageError: a provider that those devices do not have, or no chat template."""
-    provider = str(artifact.manifest.engine.details.get("provider", "cpu"))
-    if provider not in providers:
-        raise UsageError(
-            f"{artifact.directory} was built for {provider}; a package for {kind} takes {' or '.join(providers)}: edge targets"
-        )
+def check_app(artifact: Artifact, settings: Settings, kind: str) -> None:
+    """Raises UsageError: options of Python's packages, or no chat template."""
+    refuse_python(settings, kind)
     if artifact.manifest.chat_template is None:
         raise UsageError(f"{artifact.directory} has no chat template, and the application is for conversations; give an instruct model")
+
+
+def refuse_python(settings: Settings, kind: str) -> None:
+    """Raises UsageError: options that are about Python's packages."""
+    given = {"--platform": settings.platforms, "--python": settings.python, "--wheels": settings.wheels, "--base": settings.base}
+    if names := [name for name, value in given.items() if value]:
+        raise UsageError(f"{names[0]} says nothing of a package for {kind}; leave it out")

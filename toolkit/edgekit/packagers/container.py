@@ -12,7 +12,7 @@ from edgekit.errors import EngineMissing, UsageError
 from edgekit.packagers import Made, Settings, papers
 from edgekit.packagers.oci_image import Base, Layer, Layout, read_base
 from edgekit.packagers.parts import Component, fill_templates
-from edgekit.packagers.python import PYTHON, components, facts, this_machine
+from edgekit.packagers.python import PYTHON, check_runs, components, facts, refuse_others, this_machine
 from edgekit.progress import Progress
 from edgekit.wheels import Place, collect, locked, place, requirements
 
@@ -26,6 +26,9 @@ PORT = "8080/tcp"
 
 def check(artifact: Artifact, settings: Settings) -> None:
     """See ``Packager.check``."""
+    refuse_others(settings, base=True)
+    for where in _places(settings):
+        check_runs(artifact, where)
     if settings.base is None:
         raise UsageError(
             "a container is built upon an image that has Python; get one and give it: "

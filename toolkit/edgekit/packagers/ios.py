@@ -5,10 +5,15 @@ from pathlib import Path
 from edgekit.artifact import Artifact
 from edgekit.errors import UsageError
 from edgekit.packagers import Made, Settings
-from edgekit.packagers.apps import facts
+from edgekit.packagers.apps import check_app, facts
+from edgekit.packagers.kinds import HOST
 from edgekit.packagers.parts import Component, copy_artifact, fill_templates
-from edgekit.packagers.web import refuse_python
+from edgekit.packagers.room import Place, Room, room_for
+from edgekit.packagers.room import facts as room_facts
 from edgekit.progress import Progress
+
+PROVIDERS = (HOST,)
+APPLE = Place(("phone", "tablet", "laptop", "desktop"), {HOST: "iphone-16"})
 
 SWIFT_LM, TRANSFORMERS, HUB = "3.31.4", "1.3.0", "0.9.0"
 """mlx-swift-lm, and the tokenizers that its documentation takes."""
@@ -19,15 +24,18 @@ PLACE = Path("Sources/EdgekitModel/Resources/artifact")
 
 def check(artifact: Artifact, settings: Settings) -> None:
     """See ``Packager.check``."""
-    refuse_python(settings, "ios")
-    limit(artifact)
+    check_app(artifact, settings, "ios")
+    room(artifact, settings)
     size = sum(info.bytes for info in artifact.manifest.files.values())
     if size > STORE:
         raise UsageError(
             f"{artifact.directory} has {size:,} bytes, more than the {STORE:,} that the App Store takes; choose a smaller model"
         )
-    if artifact.manifest.chat_template is None:
-        raise UsageError(f"{artifact.directory} has no chat template, and the application is for conversations; give an instruct model")
+
+
+def room(artifact: Artifact, settings: Settings) -> Room:
+    """Of its conversations. Raises UsageError."""
+    return room_for(artifact, "ios", settings.device, APPLE, most_tokens=limit(artifact))
 
 
 def limit(artifact: Artifact) -> int:
@@ -43,7 +51,8 @@ def fill(artifact: Artifact, folder: Path, settings: Settings, progress: Progres
     """See ``Packager.fill``."""
     copy_artifact(artifact, folder / PLACE, progress)
     versions = {"swift_lm": SWIFT_LM, "transformers": TRANSFORMERS, "hub": HUB}
-    fill_templates("ios", folder, {**facts(artifact), "limit": limit(artifact), **versions})
+    found = room(artifact, settings)
+    fill_templates("ios", folder, {**facts(artifact), **room_facts(found), "right": limit(artifact), **versions})
     return Made(
         [
             Component("mlx-swift-lm", SWIFT_LM, f"pkg:swift/github.com/ml-explore/mlx-swift-lm@{SWIFT_LM}", "MIT"),
@@ -53,4 +62,5 @@ def fill(artifact: Artifact, folder: Path, settings: Settings, progress: Progres
             Component("swift-huggingface", HUB, f"pkg:swift/github.com/huggingface/swift-huggingface@{HUB}", "Apache-2.0"),
         ],
         ["ios"],
+        found,
     )

@@ -6,16 +6,17 @@ from edgekit.artifact import Artifact
 from edgekit.errors import UsageError
 from edgekit.packagers import Made, Settings
 from edgekit.packagers.parts import fill_templates
-from edgekit.packagers.python import facts, fill_house, one_place, refuse_base
+from edgekit.packagers.python import check_runs, facts, fill_house, one_place, refuse_others
 from edgekit.progress import Progress
 
 
 def check(artifact: Artifact, settings: Settings) -> None:
     """See ``Packager.check``."""
-    refuse_base(settings)
+    refuse_others(settings)
     where = one_place(settings)
     if where.markers["sys_platform"] != "linux":
         raise UsageError(f"--platform {where.name} has no systemd; give a Linux one, such as linux_aarch64")
+    check_runs(artifact, where)
 
 
 def fill(artifact: Artifact, folder: Path, settings: Settings, progress: Progress) -> Made:

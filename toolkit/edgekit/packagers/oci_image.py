@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from edgekit import strict_json
 from edgekit.errors import UsageError
 from edgekit.files import file_digest
 
@@ -210,7 +211,7 @@ def _blob(folder: Path, descriptor: Mapping[str, object]) -> Document:
 
 def _parsed(raw: bytes, where: Path) -> Document:
     try:
-        held = json.loads(raw)
+        held = strict_json.load(raw)
     except (ValueError, RecursionError) as error:
         raise UsageError(f"{where}: not valid JSON: {error}; copy the base image again") from None
     if not isinstance(held, dict):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from jinja2 import Environment, StrictUndefined
 
-from edgekit.artifact import MANIFEST, SIGNATURE, Artifact, check_digests, load_artifact
+from edgekit.artifact import MANIFEST, SIGNATURE, Artifact, check_digests, read_artifact
 from edgekit.progress import Progress
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -37,7 +37,7 @@ def copy_artifact(artifact: Artifact, folder: Path, progress: Progress) -> None:
         target = folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(artifact.directory / name, target)
-    check_digests(load_artifact(folder), progress)
+    check_digests(read_artifact(folder), progress)
 
 
 def fill_templates(kind: str, folder: Path, values: Mapping[str, object]) -> None:

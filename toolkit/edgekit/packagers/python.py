@@ -4,10 +4,13 @@ import sysconfig
 from collections.abc import Sequence
 from pathlib import Path
 
+from packaging.utils import canonicalize_name
+
 from edgekit.artifact import Artifact
 from edgekit.errors import UsageError
 from edgekit.listing import headline
 from edgekit.packagers import Made, Settings
+from edgekit.packagers.kinds import instead, of_artifact, targets_for
 from edgekit.packagers.parts import ARTIFACT, Component, copy_artifact, fill_templates, plain_name, shell_safe
 from edgekit.progress import Progress
 from edgekit.wheels import Place, Wheel, collect, locked, papers, place, requirements
@@ -19,8 +22,8 @@ WHEELS = "wheels"
 
 def check(artifact: Artifact, settings: Settings) -> None:
     """See ``Packager.check``."""
-    one_place(settings)
-    refuse_base(settings)
+    refuse_others(settings)
+    check_runs(artifact, one_place(settings))
 
 
 def fill(artifact: Artifact, folder: Path, settings: Settings, progress: Progress) -> Made:
@@ -69,7 +72,22 @@ def this_machine() -> str:
     return "macosx_arm64" if name.startswith("macosx") and name.endswith("arm64") else name
 
 
-def refuse_base(settings: Settings) -> None:
-    """Raises UsageError."""
-    if settings.base is not None:
+def check_runs(artifact: Artifact, where: Place) -> None:
+    """Raises UsageError where the artifact's engine does not exist on that machine; its package would come without."""
+    needs = [canonicalize_name(name) for name in artifact.manifest.engine.requires][-1:]
+    found = {canonicalize_name(need.name) for need in requirements(artifact.manifest, where.markers)}
+    if missing := [name for name in needs if name not in found]:
+        raise UsageError(
+            f"{artifact.directory} runs on {missing[0]}, which does not exist for {where.name}; "
+            f"{instead('python', targets_for('python'), of_artifact(artifact))}"
+        )
+
+
+def refuse_others(settings: Settings, *, base: bool = False) -> None:
+    """Raises UsageError: options of other kinds. base: this one is built upon an image."""
+    if settings.base is not None and not base:
         raise UsageError("--base is about containers: --for container")
+    if settings.device is not None:
+        raise UsageError(
+            "--device is about applications on a loader of others, which reserve memory; edgekit takes it as a conversation grows"
+        )

@@ -6,28 +6,59 @@ from pathlib import Path
 
 from edgekit.artifact import Artifact
 from edgekit.errors import UsageError
-from edgekit.listing import headline
 from edgekit.packagers import Made, Settings
+from edgekit.packagers.apps import check_app
+from edgekit.packagers.apps import facts as app_facts
+from edgekit.packagers.kinds import kinds_for, listed, of_artifact, of_target, targets_for
 from edgekit.packagers.npm import Package, packages, vendor
-from edgekit.packagers.parts import ARTIFACT, copy_artifact, fill_templates, plain_name, shell_safe
+from edgekit.packagers.parts import ARTIFACT, copy_artifact, fill_templates
+from edgekit.packagers.room import Place, Room, room_for
+from edgekit.packagers.room import facts as room_facts
 from edgekit.packagers.split import LIST, listing, split
 from edgekit.progress import Progress
 from edgekit.resources import release
+from edgekit.target import load_target
 
 VENDOR = "vendor"
-LARGEST = 2 << 30
-"""Bytes of weights; a page's WebAssembly has 4 GB in all, and the weights are there twice while they are loaded."""
+HEAP = 4 << 30
+"""Bytes of a page's WebAssembly in all (ONNX Runtime Web is 32-bit)."""
+LARGEST = {"cpu": 2 << 30, "webgpu": 4 << 30}
+"""Bytes of an artifact. In WebAssembly weights take room beside a copy that is laid out anew; with WebGPU they go from the page to the
+GPU, and ONNX Runtime Web counts the bytes of a file of weights in 32 bits."""
+PROVIDERS = tuple(LARGEST)
+BROWSERS = {
+    "cpu": Place(("laptop", "desktop", "mini PC", "class", "board", "phone", "tablet"), {"cpu": "generic-8gb"}, most=HEAP, copies=2),
+    "webgpu": Place(("laptop", "desktop", "mini PC", "phone", "tablet"), {"webgpu": "rtx-4060"}, copies=2),
+}
+"""By the artifact's provider. What a token leaves is made from what was there before it, beside it."""
 
 
 def check(artifact: Artifact, settings: Settings) -> None:
     """See ``Packager.check``."""
-    refuse_python(settings, "web")
+    check_app(artifact, settings, "web")
     libraries(artifact)
-    size = sum(info.bytes for info in artifact.manifest.files.values())
-    if size > LARGEST:
-        raise UsageError(f"{artifact.directory} has {size:,} bytes, more than the {LARGEST:,} that a page can load; choose a smaller model")
-    if artifact.manifest.chat_template is None:
-        raise UsageError(f"{artifact.directory} has no chat template, and the page is for conversations; give an instruct model")
+    check_size(artifact)
+    room(artifact, settings)
+
+
+def check_size(artifact: Artifact) -> None:
+    """Raises UsageError for more than a page can load, saying what would do."""
+    runs, size = of_artifact(artifact), sum(info.bytes for info in artifact.manifest.files.values())
+    if size <= LARGEST[runs.provider]:
+        return
+    others = [kind for kind in kinds_for(runs) if kind != "web"]
+    larger = [name for name in targets_for("web") if LARGEST[of_target(load_target(name)).provider] >= size]
+    would = [f"build the model for {listed(larger)} (--target), which a page can load up to {HEAP:,} bytes of"] if larger else []
+    would += [f"package this artifact for {listed(others)} (--for)", "take a smaller model (edge models)"]
+    raise UsageError(
+        f"{artifact.directory} has {size:,} bytes, more than the {LARGEST[runs.provider]:,} that a page can load of an artifact for "
+        f"{runs.provider}; {', or '.join(would)}"
+    )
+
+
+def room(artifact: Artifact, settings: Settings) -> Room:
+    """Of its conversations. Raises UsageError."""
+    return room_for(artifact, "web", settings.device, BROWSERS[of_artifact(artifact).provider])
 
 
 def fill(artifact: Artifact, folder: Path, settings: Settings, progress: Progress) -> Made:
@@ -37,14 +68,14 @@ def fill(artifact: Artifact, folder: Path, settings: Settings, progress: Progres
     (folder / ARTIFACT / LIST).write_text(listing(files), encoding="utf-8", newline="\n")
     (folder / VENDOR).mkdir()
     components = [vendor(package, folder / VENDOR, progress) for package in libraries(artifact)]
-    words = {"model": artifact.manifest.model.name, "headline": headline(artifact.manifest)}
-    values = {**dict(shell_safe(words)), "name": plain_name(artifact.manifest.model.name), "shell": "", "version": ""}
+    found = room(artifact, settings)
+    values = {**app_facts(artifact), **room_facts(found), "shell": "", "version": ""}
     fill_templates("web", folder, values)
     # The service worker names what belongs to the page, and is another one whenever any of that is another.
     shell = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if _of_the_page(path, folder))
     digest = hashlib.sha256(b"".join(hashlib.sha256((folder / name).read_bytes()).digest() for name in shell)).hexdigest()
     fill_templates("web", folder, {**values, "shell": json.dumps(["./", *shell], indent=2), "version": digest[:16]})
-    return Made(components)
+    return Made(components, room=found)
 
 
 def _of_the_page(path: Path, folder: Path) -> bool:
@@ -53,27 +84,16 @@ def _of_the_page(path: Path, folder: Path) -> bool:
 
 
 def libraries(artifact: Artifact) -> list[Package]:
-    """What the page needs for this artifact. Raises UsageError: its provider is none of a browser's, or it needs a newer ONNX Runtime."""
-    provider = str(artifact.manifest.engine.details.get("provider", "cpu"))
-    known = packages()
-    providers = sorted({package.provider for package in known if package.provider is not None})
-    if provider not in providers:
-        raise UsageError(
-            f"{artifact.directory} was built for {provider}, which no browser has; build for one of {', '.join(providers)}: edge targets"
-        )
-    chosen = [package for package in known if package.provider in (None, provider)]
+    """What the page needs for this artifact. Raises UsageError: it needs a newer ONNX Runtime than pages have."""
+    runs = of_artifact(artifact)
+    chosen = [package for package in packages() if package.provider in (None, runs.provider)]
     needed = artifact.manifest.engine.requires.get("onnxruntime", "0")
     for package in chosen:
         if package.name == "onnxruntime-web" and release(package.version) < release(needed):
+            others = listed([kind for kind in kinds_for(runs) if kind != "web"])
             raise UsageError(
-                f"{artifact.directory} needs ONNX Runtime {needed}, and pages run on {package.name} {package.version}; "
-                "build it for the web without what needs the newer one (docs/performance.md)"
+                f"{artifact.directory} needs ONNX Runtime {needed}, and pages run on {package.name} {package.version}; build it for "
+                f"{listed(targets_for('web'))} (--target) without what needs the newer one (docs/performance.md), or package this "
+                f"artifact for {others} (--for)"
             )
     return chosen
-
-
-def refuse_python(settings: Settings, kind: str) -> None:
-    """Raises UsageError: options that are about Python's packages."""
-    given = {"--platform": settings.platforms, "--python": settings.python, "--wheels": settings.wheels, "--base": settings.base}
-    if names := [name for name, value in given.items() if value]:
-        raise UsageError(f"{names[0]} says nothing of a package for {kind}; leave it out")

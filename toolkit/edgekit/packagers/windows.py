@@ -7,26 +7,35 @@ from edgekit.packagers import Made, Settings
 from edgekit.packagers.android import GENAI
 from edgekit.packagers.apps import check_app, facts
 from edgekit.packagers.parts import ARTIFACT, Component, copy_artifact, fill_templates
-from edgekit.packagers.web import refuse_python
+from edgekit.packagers.room import Place, Room, room_for
+from edgekit.packagers.room import facts as room_facts
 from edgekit.progress import Progress
 
 LIBRARIES = {
     "cpu": "Microsoft.ML.OnnxRuntimeGenAI",
-    "directml": "Microsoft.ML.OnnxRuntimeGenAI.DirectML",
+    "dml": "Microsoft.ML.OnnxRuntimeGenAI.DirectML",
     "cuda": "Microsoft.ML.OnnxRuntimeGenAI.Cuda",
 }
 """NuGet package by the artifact's provider."""
+PROVIDERS = tuple(LIBRARIES)
+COMPUTERS = Place(("laptop", "desktop", "mini PC", "class"), {"cpu": "generic-8gb", "dml": "rtx-4060", "cuda": "rtx-4060"})
 
 
 def check(artifact: Artifact, settings: Settings) -> None:
     """See ``Packager.check``."""
-    refuse_python(settings, "windows")
-    check_app(artifact, tuple(LIBRARIES), "windows")
+    check_app(artifact, settings, "windows")
+    room(artifact, settings)
+
+
+def room(artifact: Artifact, settings: Settings) -> Room:
+    """Of its conversations. Raises UsageError."""
+    return room_for(artifact, "windows", settings.device, COMPUTERS)
 
 
 def fill(artifact: Artifact, folder: Path, settings: Settings, progress: Progress) -> Made:
     """See ``Packager.fill``."""
     library = LIBRARIES[str(artifact.manifest.engine.details.get("provider", "cpu"))]
     copy_artifact(artifact, folder / ARTIFACT, progress)
-    fill_templates("windows", folder, {**facts(artifact), "library": library, "genai": GENAI})
-    return Made([Component(library, GENAI, f"pkg:nuget/{library}@{GENAI}", "MIT")], ["windows"])
+    found = room(artifact, settings)
+    fill_templates("windows", folder, {**facts(artifact), **room_facts(found), "library": library, "genai": GENAI})
+    return Made([Component(library, GENAI, f"pkg:nuget/{library}@{GENAI}", "MIT")], ["windows"], found)

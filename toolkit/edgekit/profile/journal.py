@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from edgekit import strict_json
 from edgekit.errors import OutputError, UsageError
 
 VERSION = 1
@@ -46,13 +47,13 @@ def start(path: Path, subject: Mapping[str, object], began: str) -> Journal:
     if different:
         shown = "; ".join(f"{key} was {held.get(key)!r} and is {wanted[key]!r}" for key in different)
         raise UsageError(f"{path} holds measurements of something else ({shown}); give another --journal, or delete it")
-    return Journal(path, str(head["began"]), tuple(entries))
+    return Journal(path, str(head.get("began", began)), tuple(entries))
 
 
 def load(path: Path) -> Journal:
     """The journal as it is now."""
     head, entries = _read(path)
-    return Journal(path, str(head["began"]) if head else "", tuple(entries))
+    return Journal(path, str(head.get("began", "")) if head else "", tuple(entries))
 
 
 def append(path: Path, entry: Entry) -> None:
@@ -72,7 +73,7 @@ def _read(path: Path) -> tuple[dict[str, object] | None, list[Entry]]:
     if len(whole) < len(data):
         os.truncate(path, len(whole))
     try:
-        lines = [json.loads(line) for line in whole.splitlines()]
+        lines = [strict_json.load(line) for line in whole.splitlines()]
     except ValueError as error:
         raise UsageError(f"{path} is no journal of edge profile ({error}); give another --journal, or delete it") from None
     if not lines:

@@ -1,11 +1,11 @@
 """What ``edge profile`` measured: one document for all engines, versioned (docs/profile.md, docs/profile.schema.json)."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
+from edgekit import strict_json
 from edgekit.errors import UsageError
 from edgekit.profile.statistics import Spread
 from edgekit.records import RecordError, parse
@@ -236,7 +236,7 @@ def as_json(report: Report) -> dict[str, object]:
 def read(path: Path) -> Report:
     """A report that ``--json`` wrote. Raises UsageError: it cannot be read, is none, or of another version."""
     try:
-        data = json.loads(read_text(path))
+        data = strict_json.load(read_text(path))
     except (ValueError, RecursionError) as error:
         raise UsageError(f"{path} is not JSON ({error}); give what `edge profile DIR --json` printed") from None
     return from_json(data, str(path))

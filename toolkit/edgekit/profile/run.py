@@ -18,6 +18,7 @@ from edgekit.profile.journal import Journal
 from edgekit.profile.report import FORMAT, VERSION, Machine, Report, Settings, Subject
 from edgekit.profile.subject import subject, weight_files
 from edgekit.profile.trace import operators
+from edgekit.signing import Trust
 
 WORKER = "edgekit.profile.worker"
 LENGTHS = (32, 128, 512, 2048)
@@ -41,13 +42,23 @@ def settled(artifact: Artifact, wanted: Settings) -> Settings:
     return replace(wanted, prompts=tuple(sorted(set(prompts))) or fit, tokens=tokens)
 
 
-def profile(directory: Path, wanted: Settings, *, journal_path: Path | None, trace: Path | None, command: str, tell: Tell) -> Report:
+def profile(
+    directory: Path,
+    wanted: Settings,
+    *,
+    journal_path: Path | None,
+    trace: Path | None,
+    command: str,
+    tell: Tell,
+    trust: Trust | None = None,
+) -> Report:
     """Measures what the journal does not hold yet. trace: where a Chrome trace of the operators is written.
 
-    tell: what is being done, a line at a time. Raises ArtifactError, EngineMissing, UsageError, and EngineError where nothing could be
-    measured; a later failure is told in the report's ``missing``.
+    tell: what is being done, a line at a time. trust: whose signature it must bear.
+    Raises SignatureError, ArtifactError, EngineMissing, UsageError, and EngineError where nothing could be measured; a later failure is
+    told in the report's ``missing``.
     """
-    artifact = load_artifact(directory)
+    artifact = load_artifact(directory, trust=trust)
     settings = settled(artifact, wanted)
     of = subject(artifact)
     here = machine.describe(artifact.manifest.engine.requires)

@@ -1,10 +1,10 @@
 """What is measured: an artifact, and how many bytes one token makes a processor read."""
 
 import hashlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
+from edgekit import strict_json
 from edgekit.artifact import MANIFEST, Artifact, Manifest
 from edgekit.engines.observing import observer
 from edgekit.profile.report import Subject
@@ -64,7 +64,7 @@ def _weights_read(manifest: Manifest, config: Mapping[str, object]) -> int:
 def _config(directory: Path) -> Mapping[str, object]:
     """The model's own config.json, which every artifact holds; empty where it does not."""
     try:
-        found = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+        found = strict_json.load((directory / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
@@ -72,4 +72,4 @@ def _config(directory: Path) -> Mapping[str, object]:
 
 def _number(config: Mapping[str, object], key: str, default: int) -> int:
     value = config.get(key)
-    return value if isinstance(value, int) else default
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 < value < 1 << 32 else default

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import cast
 
 from edgekit import child
-from edgekit.artifact import load_artifact
+from edgekit.artifact import read_artifact
 from edgekit.engines.observing import Operation, observer
 from edgekit.errors import OutputError
 from edgekit.profile.report import Operator, Phase
@@ -70,7 +70,7 @@ def summary(phase: Phase, found: Sequence[Operation]) -> list[Operator]:
 
 def _trace(request: child.Json) -> child.Json:
     directory, count = Path(str(request["directory"])), cast(int, request["prompt"])
-    manifest = load_artifact(directory).manifest
+    manifest = read_artifact(directory).manifest
     marks: list[float] = []
 
     def work(session: Session) -> None:

@@ -14,14 +14,14 @@ from typing import cast
 import numpy as np
 
 from edgekit import child
-from edgekit.artifact import load_artifact
+from edgekit.artifact import read_artifact
 from edgekit.engines.observing import observer
 from edgekit.errors import EdgekitError
 from edgekit.profile import files, journal, machine, memory
 from edgekit.profile.energy import Meter
 from edgekit.profile.energy import find as find_meter
 from edgekit.profile.subject import weight_files
-from edgekit.runtime import Runtime, load
+from edgekit.runtime import Runtime, open_runtime
 from edgekit.runtime.sampling import GREEDY, Sampler, Sampling
 
 PARAGRAPH = (
@@ -49,9 +49,10 @@ def _bandwidth(request: child.Json) -> child.Json:
 def _load(request: child.Json) -> child.Json:
     """The model is loaded and says one token."""
     directory, threads = Path(str(request["directory"])), cast("int | None", request["threads"])
-    held = files.cached(weight_files(load_artifact(directory)))
+    artifact = read_artifact(directory)  # the parent was let in by the door
+    held = files.cached(weight_files(artifact))
     began = time.perf_counter()
-    with load(directory, threads=threads) as runtime:
+    with open_runtime(artifact, threads=threads) as runtime:
         loaded = time.perf_counter()
         peak = memory.peak()
         _, ids = words(runtime, cast(int, request["prompt"]))
@@ -133,7 +134,7 @@ def _rounds(request: child.Json) -> child.Json:
     lengths, rounds = cast("list[int]", request["prompts"]), cast(int, request["rounds"])
     before = memory.peak()
     done = journal.load(path)
-    with load(directory, threads=cast("int | None", request["threads"])) as runtime:
+    with open_runtime(read_artifact(directory), threads=cast("int | None", request["threads"])) as runtime:
         held = {"runtime": before, "loaded": memory.peak()}
         prompts = {length: words(runtime, length) for length in lengths}
         rng = np.random.default_rng(0)

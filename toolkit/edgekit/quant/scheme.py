@@ -1,6 +1,6 @@
 """Formats a tensor can be stored in, and the few named schemes that say which tensor gets which."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,10 +26,20 @@ class Format:
         """Storage in bits, the float16 scale and the zero point of each group included."""
         return self.bits + (16 + self.bits) / self.group
 
+    def fitted(self, k: int) -> "Format":
+        """This format for a matrix of K inputs: in the largest group up to its own that divides K. One that does not is filled up, which
+        costs more than it saves (576 inputs in groups of 128 are stored as 640), and several engines have no padding.
+
+        Where none divides K (80), it stays as it is and the last group is filled up.
+        """
+        whole = (group for group in sorted(GROUPS, reverse=True) if group <= self.group and k % group == 0)
+        return replace(self, group=next(whole, self.group))
+
 
 @dataclass(frozen=True)
 class QuantScheme:
-    """Which format each kind of matrix gets. Norms and biases always stay in float32 or float16.
+    """Which format each kind of matrix gets: the groups are the largest, ``format_for`` fits them to a matrix. Norms and biases always stay
+    in float32 or float16.
 
     exceptions: canonical weight name and format, for single matrices that get another one (``precision.py`` chooses them).
     """
@@ -40,8 +50,12 @@ class QuantScheme:
     lm_head: Format
     exceptions: tuple[tuple[str, Format], ...] = ()
 
+    def format_for(self, weight: str, k: int) -> Format:
+        """The format that a canonical weight such as ``layers.0.q_proj``, with K inputs, is stored in: on every engine."""
+        return self.format_of(weight).fitted(k)
+
     def format_of(self, weight: str) -> Format:
-        """The format of a canonical weight name such as ``layers.0.q_proj``."""
+        """What is meant for a weight of this name, before its inputs are known."""
         for name, form in self.exceptions:
             if name == weight:
                 return form

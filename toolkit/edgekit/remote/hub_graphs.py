@@ -1,11 +1,11 @@
 """Which graphs of an artifact a device of Qualcomm AI Hub can run: compiled ones as they are, plain ONNX after compiling it there."""
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from edgekit import strict_json
 from edgekit.artifact import Artifact
 from edgekit.errors import ArtifactError, DeviceUnfit, EngineMissing
 
@@ -53,7 +53,7 @@ def _phases(artifact: Artifact) -> dict[str, Phase]:
     if not path.exists():
         return {}
     try:
-        stages = json.loads(path.read_text(encoding="utf-8"))["model"]["decoder"].get("pipeline", [])
+        stages = strict_json.load(path.read_text(encoding="utf-8"))["model"]["decoder"].get("pipeline", [])
         steps = [step for stage in stages for step in stage.values()]
         phases: dict[str, Phase] = {}
         for step in steps:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from edgekit import strict_json
 from edgekit.errors import DeviceUnfit, EngineMissing, LinkBroken, OutputError, Untrusted, UsageError
 from edgekit.remote.device import patiently
 
@@ -37,7 +38,7 @@ class JobJournal:
         lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
         for line in lines:
             try:
-                entry = json.loads(line)
+                entry = strict_json.load(line)
                 ids[str(entry["did"])] = str(entry["id"])
             except (ValueError, KeyError, TypeError):
                 raise UsageError(f"{path} is no journal of a run in AI Hub; give another --journal, or delete it") from None

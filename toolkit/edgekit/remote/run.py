@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
-from edgekit import errors
-from edgekit.artifact import MANIFEST, Artifact
+from edgekit import errors, strict_json
+from edgekit.artifact import MANIFEST, SIGNATURE, Artifact
 from edgekit.errors import DeviceUnfit, EdgekitError, OutputError, RemoteError
 from edgekit.progress import Progress
 from edgekit.remote import bundle as packing
@@ -119,7 +119,7 @@ def _prepare(device: Device, artifact: Artifact, wishes: Wishes, tell: Tell, pro
     runtime = str(_patient(device, {"verb": "install", "name": held.name, "wheels": wheels}, tell, wishes)["path"])
     files = _blobs(artifact)
     upload(device, list(files.values()), "artifact to the device", progress, tell, wishes.patience)
-    name = files[MANIFEST].digest[:16]
+    name = (files.get(SIGNATURE) or files[MANIFEST]).digest[:16]
     digests = {name: blob.digest for name, blob in files.items()}
     place = str(_patient(device, {"verb": "place", "name": name, "files": digests}, tell, wishes)["path"])
     traced = wishes.trace is not None
@@ -129,7 +129,9 @@ def _prepare(device: Device, artifact: Artifact, wishes: Wishes, tell: Tell, pro
     python = (device.python, "-I", *(() if held.there else ("-S",)), "-c")
     arguments = ("profile", place, "--json", "--journal", f"{folder}/journal", *trace, *wishes.arguments)
     describe = [*python, DESCRIBE, f"{runtime}/packages", *artifact.manifest.engine.requires]
-    machine = json.loads(str(_patient(device, {"verb": "call", "command": describe}, tell, wishes)["out"]))
+    machine = _object(str(_patient(device, {"verb": "call", "command": describe}, tell, wishes)["out"]))
+    if machine is None:
+        raise DeviceUnfit(f"{device.where}: its Python did not say what machine it is; look at what it prints: {' '.join(python)} ''")
     return Run(device, key, (*python, START, f"{runtime}/packages", *arguments), wishes.journal or _journals() / f"{key}.jsonl", machine)
 
 
@@ -145,7 +147,8 @@ def _platform(said: Json) -> packing.Platform:
 
 def _blobs(artifact: Artifact) -> dict[str, Blob]:
     found = {name: Blob(artifact.directory / name, info.sha256, info.bytes) for name, info in artifact.manifest.files.items()}
-    return {**found, MANIFEST: packing.blob(artifact.directory / MANIFEST)}
+    signed = [SIGNATURE] if (artifact.directory / SIGNATURE).is_file() else []  # a device may pin a key, too
+    return {**found, **{name: packing.blob(artifact.directory / name) for name in (MANIFEST, *signed)}}
 
 
 def _journals() -> Path:
@@ -212,13 +215,19 @@ def _file(run: Run, name: str, folder: Path, wishes: Wishes, tell: Tell) -> byte
     return target.read_bytes()
 
 
+def _object(text: str | bytes) -> Json | None:
+    """What a device printed, if that is a JSON object."""
+    try:
+        found = strict_json.load(text)
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) else None
+
+
 def _understand(device: Device, code: int, out: bytes, err: bytes) -> Json:
     """What ``edge profile`` there printed, or the error it ended with."""
-    try:
-        document = json.loads(out)
-        if not isinstance(document, dict):
-            raise ValueError
-    except ValueError:
+    document = _object(out)
+    if document is None:
         said = last_line(err.decode(errors="replace"))
         raise DeviceUnfit(f"{device.where}: edge profile ended there with exit code {code}: {said}") from None
     if "error" in document:

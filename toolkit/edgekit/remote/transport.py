@@ -1,7 +1,6 @@
 """What a way to a device has to offer: run a command there, send a file, fetch a file. And running the local program that does it."""
 
 import contextlib
-import json
 import os
 import queue
 import subprocess
@@ -12,6 +11,7 @@ from pathlib import Path
 from subprocess import PIPE
 from typing import Protocol
 
+from edgekit import strict_json
 from edgekit.errors import DeviceUnfit, LinkBroken, RemoteError, Unreachable
 
 Json = dict[str, object]
@@ -152,8 +152,8 @@ def answers(lines: Iterable[str], mark: str, where: str) -> Iterator[Json]:
         if not line.startswith(mark):
             continue
         try:
-            word = json.loads(line[len(mark) :])
-        except ValueError:
+            word: Json = dict(strict_json.load(line[len(mark) :]))
+        except (ValueError, TypeError):
             raise LinkBroken(f"{where}: the answer was cut") from None
         if "error" in word:
             raise refusal(str(word["error"]), last_line(str(word["message"])), where)

@@ -5,6 +5,8 @@
     lookup.py     guesses what comes next from what is there already
     sampling.py   greedy, or drawn as transformers does
     constrain.py  answers in a given form: JSON schema, regular expression, grammar
+    grammars.py   what such a form may be
+    layout.py     how much white space JSON may hold
     closing.py    how such an answer can be completed, and in how many tokens
     generate.py   the loop: steps of text, stops, limits
     tokenizer.py  ids and text, streaming
@@ -25,12 +27,13 @@ from typing import TYPE_CHECKING, cast
 from edgekit.artifact import Artifact, Manifest, load_artifact
 from edgekit.confine import Confined, Here
 from edgekit.errors import EdgekitError, TemplateError, UsageError
-from edgekit.runtime.chat import WORK, ChatTemplate, Messages, check_template, open_template
+from edgekit.runtime.chat import WORK, Messages
 from edgekit.runtime.constrain import Constraint, Forms, Guide, constraint
 from edgekit.runtime.generate import Completion, Finish, Step, collect, generate
 from edgekit.runtime.prefix import PrefixCache
 from edgekit.runtime.sampling import GREEDY, Processor, Sampling
 from edgekit.runtime.session import Session, open_session
+from edgekit.runtime.templates import ChatTemplates, check_templates, open_templates
 from edgekit.runtime.tokenizer import Tokenizer, check_tokenizer, open_tokenizer
 
 if TYPE_CHECKING:
@@ -44,11 +47,16 @@ def load(directory: str | Path, *, threads: int | None = None, trust: "Trust | N
 
     threads: that the engine computes with; None leaves the choice to it.
     trust:   whose signature it must bear (``edgekit.signing.Trust``); then every file's digest is compared too, before anything is read.
+              None: the keys that EDGEKIT_TRUSTED_KEY pins, if it is set.
     confined: False runs tokenizer and template in this very process, without limits: for a program that can start no Python, and artifacts
               that one trusts.
     Raises SignatureError, ArtifactError, TemplateError, EngineMissing (saying which extra to install), EngineError.
     """
-    artifact = load_artifact(directory) if trust is None else _open_trusted(directory, trust)
+    return open_runtime(load_artifact(directory, trust=trust), threads=threads, confined=confined)
+
+
+def open_runtime(artifact: Artifact, *, threads: int | None = None, confined: bool = True) -> "Runtime":
+    """``load`` of an artifact that was opened already. Raises as it does."""
     with ThreadPoolExecutor(1) as pool:
         texts = pool.submit(open_text, artifact, confined)  # while the engine reads the weights: about 0.1 s of 2
         try:
@@ -64,22 +72,15 @@ def load(directory: str | Path, *, threads: int | None = None, trust: "Trust | N
     return Runtime(artifact.manifest, tokenizer, template, session)
 
 
-def _open_trusted(directory: str | Path, trust: "Trust") -> Artifact:
-    from edgekit.signing import open_trusted  # its package is an extra
-
-    return open_trusted(directory, trust)
-
-
-def open_text(artifact: Artifact, confined: bool = True) -> tuple[Tokenizer, ChatTemplate | None]:
+def open_text(artifact: Artifact, confined: bool = True) -> tuple[Tokenizer, ChatTemplates | None]:
     """Tokenizer and chat template, which give what the manifest's vectors say. Raises ArtifactError, TemplateError."""
     manifest = artifact.manifest
     process = Confined(WORK) if confined else Here(WORK)
     tokenizer = open_tokenizer(artifact.directory, bos=manifest.tokens.bos if manifest.tokens.add_bos else None, process=process)
     check_tokenizer(tokenizer, manifest.conformance.encode)
-    if manifest.chat_template is None:
-        return tokenizer, None
-    template = open_template(artifact.directory, manifest.chat_template, process)
-    check_template(template, manifest.conformance.chat)
+    template = open_templates(artifact.directory, manifest, process)
+    if template is not None:
+        check_templates(template, manifest)
     return tokenizer, template
 
 
@@ -89,7 +90,7 @@ class Runtime:
     The tokens of the last sequence stay in the session's cache: a prompt that begins with them costs only what is new.
     """
 
-    def __init__(self, manifest: Manifest, tokenizer: Tokenizer, template: ChatTemplate | None, session: Session) -> None:
+    def __init__(self, manifest: Manifest, tokenizer: Tokenizer, template: ChatTemplates | None, session: Session) -> None:
         self.manifest = manifest
         self.tokenizer = tokenizer
         self.session = session

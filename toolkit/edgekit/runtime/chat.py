@@ -5,6 +5,7 @@ import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
+from typing import Protocol
 
 from edgekit.artifact import ChatVector
 from edgekit.confine import Confined, Cost, Here, Overrun
@@ -12,6 +13,9 @@ from edgekit.errors import ArtifactError, TemplateError, UsageError
 
 Messages = Sequence[Mapping[str, object]]
 """``[{"role": "user", "content": "..."}, ...]``; other keys (``tool_calls``) reach the template as they are."""
+
+Tools = Sequence[Mapping[str, object]]
+"""JSON schemas of functions, as OpenAI has them."""
 
 COST = Cost(seconds=4, memory=256 << 20)
 """Of compiling a template, of rendering it once, and of all the vectors of a manifest. What is known takes some 0.02 s and 5 MB."""
@@ -59,9 +63,11 @@ class ChatTemplate:
         variables = _variables(messages, tools, add_generation_prompt)
         return str(self._ask("render", variables, _plain_time(now or datetime.now())))
 
-    def render_all(self, chats: Sequence[Messages], now: datetime) -> list[str]:
-        """Several chats, all for the COST of one."""
-        return list(self._ask("render_all", [_variables(chat, None, True) for chat in chats], _plain_time(now)))
+    def render_all(self, chats: Sequence[Messages], now: datetime, tools: Sequence[Tools] | None = None) -> list[str]:
+        """Several chats, each with its tools, all for the COST of one."""
+        each: Sequence[Tools | None] = [None] * len(chats) if tools is None else tools
+        given = [_variables(chat, known, True) for chat, known in zip(chats, each, strict=True)]
+        return list(self._ask("render_all", given, _plain_time(now)))
 
     def _ask(self, request: str, *arguments: object) -> "str | list[str]":
         try:
@@ -114,7 +120,13 @@ def special_tokens(directory: Path) -> dict[str, str]:
     return found
 
 
-def check_template(template: ChatTemplate, vectors: Sequence[ChatVector]) -> None:
+class Renderer(Protocol):
+    """One template, or several of which it takes the right one."""
+
+    def render_all(self, chats: Sequence[Messages], now: datetime) -> list[str]: ...
+
+
+def check_template(template: Renderer, vectors: Sequence[ChatVector]) -> None:
     """Renders the manifest's chats. Raises ArtifactError naming the first that comes out differently."""
     chats = [[{"role": m.role, "content": m.content} for m in vector.messages] for vector in vectors]
     for vector, rendered in zip(vectors, template.render_all(chats, VECTOR_TIME), strict=True):

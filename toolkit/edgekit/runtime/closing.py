@@ -2,6 +2,9 @@
 
 llguidance says what may come next and nothing of how far the end is. So a text that would complete the document is searched for byte by
 byte, with a matcher for single bytes. What is found is a plan that surely works, not always the shortest there is.
+
+A vocabulary may lack bytes (SmolLM2's has no token for U+0004, others have some bytes only inside of longer tokens): a text counts as found
+only where tokens spell all of it.
 """
 
 import functools
@@ -32,17 +35,44 @@ class Spelling:
 
     tokens: Mapping[bytes, int]
 
+    @functools.cached_property
+    def reachable(self) -> int:
+        """Bit n is set where some token holds the byte n."""
+        return functools.reduce(int.__or__, (1 << byte for byte in set().union(*self.tokens)), 0)
+
     def spell(self, text: bytes, most: int) -> list[int] | None:
         """Tokens for ``text``, the longest first; None where there are none, or more than ``most``."""
         spelled: list[int] = []
         at = 0
         while at < len(text):
             size = next((n for n in range(min(LONGEST, len(text) - at), 0, -1) if text[at : at + n] in self.tokens), 0)
-            if not size or len(spelled) == most:
+            if len(spelled) == most:
                 return None
+            if not size:
+                return self._fewest(text, most)
             spelled.append(self.tokens[text[at : at + size]])
             at += size
         return spelled
+
+    def _fewest(self, text: bytes, most: int) -> list[int] | None:
+        """The fewest tokens for ``text``, where the longest first lead nowhere."""
+        best: list[tuple[int, int] | None] = [(0, 0)]  # up to each place: how many tokens, and the size of the last
+        for end in range(1, len(text) + 1):
+            ways = [
+                (before[0] + 1, size)
+                for size in range(1, min(LONGEST, end) + 1)
+                if (before := best[end - size]) is not None and text[end - size : end] in self.tokens
+            ]
+            best.append(min(ways, default=None))
+        spelled: list[int] = []
+        end = len(text)
+        while end:
+            last = best[end]
+            if last is None or last[0] + len(spelled) > most:
+                return None
+            spelled.append(self.tokens[text[end - last[1] : end]])
+            end -= last[1]
+        return spelled[::-1]
 
 
 def first(matcher: Any, spelling: Spelling, most: int, effort: int) -> bytes | None:
@@ -50,7 +80,7 @@ def first(matcher: Any, spelling: Spelling, most: int, effort: int) -> bytes | N
 
     effort: texts that are looked at before it gives up.
     """
-    found = _dive(matcher, min(BYTES, most * LONGEST))
+    found = _dive(matcher, spelling, min(BYTES, most * LONGEST))
     if found is not None and spelling.spell(found, most) is not None:
         return found
     return _search(matcher, b"", spelling, most, effort)
@@ -64,8 +94,8 @@ def following(matcher: Any, old: bytes, spelling: Spelling, most: int, effort: i
     for tail in dict.fromkeys(old[skipped:] for skipped in range(min(len(old), REUSED) + 1)):
         if _completes(matcher, tail) and spelling.spell(tail, most) is not None:
             return tail
-    found = _dive(matcher, min(BYTES, most * LONGEST))
-    if found is None:
+    found = _dive(matcher, spelling, min(BYTES, most * LONGEST))
+    if found is None or spelling.spell(found, len(found)) is None:
         return _search(matcher, old, spelling, most, effort)
     return found if spelling.spell(found, most) is not None else None
 
@@ -76,14 +106,14 @@ def _completes(matcher: Any, text: bytes) -> bool:
     return bool(matcher.validate_tokens([*text, END]) == len(text) + 1)
 
 
-def _dive(matcher: Any, limit: int) -> bytes | None:
+def _dive(matcher: Any, spelling: Spelling, limit: int) -> bytes | None:
     """Straight ahead, always by the byte that looks most like an end; where the same choice comes again and again, another by turns."""
     here, text = matcher.deep_copy(), bytearray()
     seen: Counter[bytes] = Counter()
     while not here.is_accepting():
         step = here.compute_ff_bytes()
         if not step:
-            mask = here.compute_bitmask()
+            mask = _mask(here, spelling)
             choices = _choices(mask)
             if not choices:
                 return None
@@ -108,7 +138,7 @@ def _search(matcher: Any, old: bytes, spelling: Spelling, most: int, effort: int
         for tail in tails if size <= LONGEST else (b"",):
             if _completes(here, tail) and spelling.spell(text + tail, most) is not None:
                 return text + tail
-        mask = here.compute_bitmask()
+        mask = _mask(here, spelling)
         alike[size, mask] += 1
         if size >= min(BYTES, most * LONGEST) or alike[size, mask] > ALIKE:
             continue
@@ -122,6 +152,12 @@ def _search(matcher: Any, old: bytes, spelling: Spelling, most: int, effort: int
                     continue
                 heapq.heappush(queue, (size + len(step), next(order), text + step, after))
     return None
+
+
+def _mask(matcher: Any, spelling: Spelling) -> bytes:
+    """The bytes that may come next and that some token holds: bit n % 8 of byte n // 8."""
+    mask: bytes = matcher.compute_bitmask()
+    return (int.from_bytes(mask, "little") & spelling.reachable).to_bytes(len(mask), "little")
 
 
 # What ends something comes first, what begins something last; of a run of alike characters only a few are tried.

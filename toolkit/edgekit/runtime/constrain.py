@@ -6,32 +6,22 @@ text is written out. A limit within which no valid answer is found is refused be
 """
 
 import functools
-import importlib
-import json
-import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekit.errors import EngineMissing, UsageError
+from edgekit.errors import UsageError
 from edgekit.runtime.closing import END, LONGEST, Spelling, first, following
+from edgekit.runtime.grammars import Kind, from_lark, from_regex, from_schema, llguidance
+from edgekit.runtime.layout import Layout, blank
 from edgekit.runtime.tokenizer import Tokenizer
 from edgekit.text_work import byte_level
 
-LIMIT = 1 << 20
-"""Characters of a schema, expression or grammar."""
-REFERENCES, RULES = 128, 250
-"""Of a schema, of a grammar. llguidance follows them recursively, and a long chain of them overruns the stack and ends the process: of
-8 MB between 1,000 and 3,000, of 1 MB, as a thread may have, between 128 and 256 references and between 256 and 512 rules."""
-ESCAPES = '"\\bfnrt'
-"""After a backslash in JSON. With \\u a key could be spelled so that llguidance does not know it for one that the schema has a rule for."""
 FIRST_EFFORT, EFFORT = 4000, 400
 """Texts looked at to find a way to the end: from the beginning, and after a token. Some 30 microseconds each."""
-
-Kind = Literal["JSON schema", "regular expression", "grammar"]
 
 
 @dataclass(frozen=True)
@@ -42,6 +32,10 @@ class Constraint:
     grammar: str
 
 
+SINGLE = Spelling({bytes([n]): n for n in range(END)})
+"""A vocabulary of all single bytes."""
+
+
 class Forms:
     """What constraints need of one artifact's tokenizer: its tokens as bytes. Costs about a second for 200,000 tokens; keep it.
 
@@ -49,7 +43,7 @@ class Forms:
     """
 
     def __init__(self, tokenizer: Tokenizer, vocab_size: int, stop: Collection[int]) -> None:
-        self.library = _llguidance()
+        self.library = llguidance()
         if not stop:
             raise UsageError("the artifact has no stop token, so an answer in a given form could not end; build it again")
         self.stop = np.array(sorted(stop), np.intp)
@@ -57,11 +51,12 @@ class Forms:
         self.bytes = token_bytes(tokenizer, vocab_size, stop)
         self.spelling = Spelling({text: token for token, text in enumerate(self.bytes) if 0 < len(text) <= LONGEST})
         self.usable = np.array([bool(text) for text in self.bytes])
-        if missing := [n for n in (*range(0xC0), *range(0xC2, 0xF5)) if bytes([n]) not in self.spelling.tokens]:
-            raise UsageError(f"the tokenizer has no token for the byte {missing[0]:#x}, so it cannot write every text")
-        self.tokens = _tokens(self.library, self.bytes, self.spelling)
-        single = [bytes([n]) for n in range(END)]
-        self.single = _tokens(self.library, single, Spelling({text: n for n, text in enumerate(single)}))
+        self.blank = np.array([blank(text) for text in self.bytes])
+        # llguidance has to be able to spell whatever can only come next; what it spells with these is never chosen.
+        lacking = [bytes([n]) for n in range(END) if bytes([n]) not in self.spelling.tokens]
+        every = {**self.spelling.tokens, **{text: vocab_size + i for i, text in enumerate(lacking)}}
+        self.tokens = _tokens(self.library, [*self.bytes, *lacking], Spelling(every))
+        self.single = _tokens(self.library, list(SINGLE.tokens), SINGLE)
 
 
 def constraint(*, json_schema: Mapping[str, object] | bool | str | None, regex: str | None, grammar: str | None) -> Constraint | None:
@@ -70,11 +65,11 @@ def constraint(*, json_schema: Mapping[str, object] | bool | str | None, regex: 
     if len(given) > 1:
         raise UsageError(f"{' and '.join(given)} are given, and an answer can have only one form")
     if json_schema is not None:
-        return Constraint("JSON schema", _from_schema(json_schema))
+        return Constraint("JSON schema", from_schema(json_schema))
     if regex is not None:
-        return Constraint("regular expression", _llguidance().LLMatcher.grammar_from_regex(_bounded("regular expression", regex)))
+        return Constraint("regular expression", from_regex(regex))
     if grammar is not None:
-        return Constraint("grammar", _from_lark(_bounded("grammar", grammar)))
+        return Constraint("grammar", from_lark(grammar))
     return None
 
 
@@ -90,12 +85,10 @@ class Guide:
         self._tokens = _matcher(forms, forms.tokens, wanted)
         self._single = _matcher(forms, forms.single, wanted)
         self._finished = False
+        self._layout = Layout() if wanted.kind == "JSON schema" else None
         plan = first(self._single, forms.spelling, limit, FIRST_EFFORT)
         if plan is None:
-            raise UsageError(
-                f"no text of this {self._kind} was found that ends within {limit:,} tokens; allow more (max_tokens, or a shorter prompt), "
-                "or check that it matches anything at all"
-            )
+            raise UsageError(f"no text of this {self._kind} was found that ends within {limit:,} tokens; {self._advice(limit)}")
         self._plan = plan
 
     @property
@@ -109,7 +102,11 @@ class Guide:
         self._check(self._tokens)
         bits = np.unpackbits(packed, count=self._forms.vocab_size, bitorder="little")
         allowed: NDArray[np.bool_] = (bits > 0) & self._forms.usable
+        if self._layout is not None and not self._layout.quoted:
+            allowed &= self._forms.blank <= self._layout.room
         allowed[self._forms.stop] = self._tokens.is_accepting()
+        if not allowed.any():  # what llguidance would spell with bytes that the vocabulary lacks, tokens that reach further spell
+            allowed[self.planned()] = True
         return allowed
 
     def take(self, token: int) -> bool:
@@ -118,6 +115,9 @@ class Guide:
         if not text:  # a stop token
             self._finished = True
             return True
+        layout = None if self._layout is None else self._layout.after(text)
+        if self._layout is not None and layout is None:
+            return False
         left = self._left - 1
         after = self._single.deep_copy()
         after.consume_tokens(list(text))
@@ -129,7 +129,7 @@ class Guide:
             return False
         self._tokens.consume_token(token)
         self._check(self._tokens)
-        self._single, self._plan, self._left = after, plan, left
+        self._single, self._plan, self._left, self._layout = after, plan, left, layout
         self._finished = self._tokens.is_accepting() and self._tokens.is_stopped()
         return True
 
@@ -141,6 +141,14 @@ class Guide:
         if not spelled:
             raise RuntimeError("the way to the end of the answer is longer than what is left")
         return spelled[0]
+
+    def _advice(self, limit: int) -> str:
+        """What to do where no text was found."""
+        spelling = self._forms.spelling
+        text = first(self._single, SINGLE, limit * LONGEST, FIRST_EFFORT)
+        if text is not None and (lacking := sorted({byte for byte in text if not spelling.reachable >> byte & 1})):
+            return f"the tokenizer has no token for the byte {lacking[0]:#x}, which such a text may need; leave it out of the {self._kind}"
+        return "allow more (max_tokens, or a shorter prompt), or check that it matches anything at all"
 
     def _check(self, matcher: Any) -> None:
         """llguidance keeps its errors to itself until asked."""
@@ -158,7 +166,7 @@ def token_bytes(tokenizer: Tokenizer, vocab_size: int, stop: Collection[int]) ->
     named = {token: piece for piece, token in backend.get_vocab().items()}
     pieces = [named.get(token) for token in range(vocab_size)]
     none = {*stop, *backend.get_added_tokens_decoder()}
-    if (backend.decoder or {}).get("type") == "ByteLevel":
+    if _is_byte_level(backend.decoder or {}):
         table = byte_level()
         return [
             b"" if piece is None or token in none or not set(piece) <= table.keys() else bytes(table[c] for c in piece)
@@ -168,19 +176,22 @@ def token_bytes(tokenizer: Tokenizer, vocab_size: int, stop: Collection[int]) ->
     start = len(tokenizer.decode(before))
     texts = backend.decode_batch([[*before, token] for token in range(vocab_size)], skip_special_tokens=True)
     plain = [b"" if piece is None or token in none else texts[token][start:].encode() for token, piece in enumerate(pieces)]
-    for token in tokenizer.bytes_:
-        plain[token] = b"" if token in none else bytes.fromhex((pieces[token] or "")[3:5])
+    cut = "\N{REPLACEMENT CHARACTER}".encode()
+    for token, piece in enumerate(pieces):
+        if token in tokenizer.bytes_:
+            plain[token] = b"" if token in none else bytes.fromhex((piece or "")[3:5])
+        elif cut in plain[token] and "\N{REPLACEMENT CHARACTER}" not in (piece or ""):  # what it adds depends on what follows
+            plain[token] = b""
     return plain
 
 
+def _is_byte_level(decoder: Mapping[str, Any]) -> bool:
+    """Alone, or in a sequence with what changes nothing."""
+    kinds = [part["type"] for part in decoder["decoders"]] if decoder.get("type") == "Sequence" else [decoder.get("type")]
+    return "ByteLevel" in kinds and set(kinds) <= {"ByteLevel", "Fuse"}
+
+
 @functools.cache
-def _llguidance() -> Any:
-    try:
-        return importlib.import_module("llguidance")
-    except ImportError:
-        raise EngineMissing('an answer in a given form needs llguidance; install it: pip install "edgekit[grammar]"') from None
-
-
 @dataclass(frozen=True)
 class _Vocabulary:
     """What llguidance asks of a tokenizer."""
@@ -215,83 +226,3 @@ def _matcher(forms: Forms, tokens: Any, wanted: Constraint) -> Any:
 def _brief(problem: str) -> str:
     text = " ".join(problem.split("<state>")[0].split())
     return text if len(text) <= 300 else f"{text[:297]}..."
-
-
-def _bounded(kind: Kind, text: object) -> str:
-    if not isinstance(text, str):
-        raise UsageError(f"a {kind} is text; found {type(text).__name__}")
-    if len(text) > LIMIT:
-        raise UsageError(f"the {kind} has {len(text):,} characters; at most {LIMIT:,} are read")
-    if "\0" in text or re.search("[\ud800-\udfff]", text):
-        raise UsageError(f"the {kind} holds NUL or half a character")
-    return text
-
-
-def _from_schema(schema: object) -> str:
-    """Given as text or as what JSON parses to. The schema may not bring options of its own (``x-guidance``): they can make JSON of it that
-    is none, or leave out what it demands. A key may come twice (JSON's readers take the last), so ``minProperties`` could not be kept."""
-    try:
-        parsed = json.loads(_bounded("JSON schema", schema)) if isinstance(schema, str) else schema
-        text = json.dumps(parsed, allow_nan=False)
-    except (ValueError, TypeError, RecursionError) as error:
-        raise UsageError(f"the JSON schema is no JSON: {str(error)[:200]}") from None
-    if not isinstance(parsed, (Mapping, bool)):
-        raise UsageError(f"a JSON schema is an object or true; found {type(parsed).__name__}")
-    if isinstance(parsed, Mapping) and "x-guidance" in parsed:
-        raise UsageError("the JSON schema has the key 'x-guidance', which changes what the others mean; take it out")
-    _check_references("JSON schema", text)
-    if _counts_keys(parsed):
-        raise UsageError("this JSON schema cannot be enforced: minProperties above 1; name the keys in required")
-    if parsed is False:
-        raise UsageError("this JSON schema cannot be enforced: it is false, which nothing is valid under")
-    given = _bounded("JSON schema", text) if isinstance(parsed, Mapping) else "{}"
-    try:
-        made: str = _llguidance().LLMatcher.grammar_from_json_schema(given, overrides={"json_allowed_escapes": ESCAPES})
-    except ValueError as error:  # its reader of JSON allows fewer levels than newer Pythons' do
-        raise UsageError(f"this JSON schema cannot be enforced: {str(error)[:200]}") from None
-    return made
-
-
-def _check_references(kind: Kind, text: str) -> None:
-    count = text.count('"$ref"') + text.count('"$dynamicRef"')
-    if count > REFERENCES:
-        raise UsageError(f"the {kind} has {count:,} references; at most {REFERENCES} are followed")
-
-
-def _counts_keys(schema: object) -> bool:
-    waiting = [schema]  # not by recursion: newer Pythons' json reads more levels than calls may be nested
-    while waiting:
-        found = waiting.pop()
-        if isinstance(found, Mapping):
-            least = found.get("minProperties")
-            if isinstance(least, (int, float)) and least > 1:
-                return True
-            waiting += found.values()
-        elif isinstance(found, list):
-            waiting += found
-    return False
-
-
-_LITERAL = re.compile(r'"(?:\\.|[^"\\\n])*"|//[^\n]*|/(?:\\.|[^/\\\n])+/')
-_RULE = re.compile(r"[\w\]]\s*:")
-_ATTRIBUTES = re.compile(r"(?m)^\s*[?!]*[\w-]+\s*\[[^\]\n]*\]\s*:")
-
-
-def _from_lark(text: str) -> str:
-    """Refuses what would make the text that is shown another than the one that was matched, or match what is no text."""
-    if "x-guidance" in text:
-        raise UsageError("the grammar holds a JSON schema with the key 'x-guidance', which changes what the others mean; take it out")
-    rest = _LITERAL.sub('""', text)
-    if "%json" in rest and "\\u" in text:
-        raise UsageError("the grammar holds a JSON schema and an escape \\u; write the character itself")
-    _check_references("grammar", text)
-    if len(found_rules := _RULE.findall(rest)) > RULES:
-        raise UsageError(f"the grammar has {len(found_rules):,} rules; at most {RULES} are followed")
-    if found := _ATTRIBUTES.search(rest):
-        raise UsageError(f"the grammar gives a rule attributes ({found[0].strip()}), which edgekit does not take; leave out what is in [ ]")
-    if "<[" in rest or re.search(r"<[\w|]", rest):
-        raise UsageError("the grammar names special tokens (<...>), which are never part of an answer's text; take them out")
-    if re.search(r"~(?!\s*\d)", rest):
-        raise UsageError("the grammar has a complement (~), which also matches what is no UTF-8; write it as a regular expression /[^...]/")
-    made: str = _llguidance().LLMatcher.grammar_from_lark(text)
-    return made

@@ -1,7 +1,8 @@
 """The one generation loop, for every engine: tokens in, steps of text out."""
 
+import re
 import time
-from collections.abc import Callable, Collection, Generator, Iterable, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -87,7 +88,8 @@ def generate(
     stream:     turns the tokens into text.
     context:    most tokens of prompt and answer together.
     max_tokens: of the answer; None is as many as fit.
-    stop:       the answer ends before the stop string that is completed first; no part of it is ever shown.
+    stop:       the answer ends before the stop string that is completed first; no part of it is ever shown. A special token's text in it
+                also stands for that token, which shows as no text.
     processors: see sampling.Processor; they run on every step, also when decoding greedily.
     lookup:     most tokens to guess ahead from the text so far (see lookup.py); 0 for none. The answer is the same, greedy or with a seed:
                 every token is chosen by the same sampler, in order, from the logits that the engine computed after exactly the tokens
@@ -121,7 +123,7 @@ def generate(
     last: Finish = "length" if limit == max_tokens else "context"
     if form is not None and strings:
         raise UsageError("a stop string would cut an answer in a given form, which is complete by itself; leave it out")
-    sampler, text = Sampler(sampling, processors, None if form is None else form(limit)), _Text(stream, strings)
+    sampler, text = Sampler(sampling, processors, None if form is None else form(limit)), _Text(stream, strings, frozenset(stop_tokens))
     return _steps(cache, list(prompt), sampler, text, frozenset(stop_tokens), limit, last, lookup, top_logprobs)
 
 
@@ -149,7 +151,7 @@ def _steps(
             token, logprob = sampler.choose(tokens, logits)
             tokens.append(token)
             finish: Finish | None = "stop" if token in stop_tokens or sampler.finished else last if len(tokens) == end else None
-            piece = text.push(token) if token not in stop_tokens else ""
+            piece = text.push(token)
             if finish is not None:
                 piece += text.finish()
             if text.stopped_by is not None:
@@ -189,10 +191,23 @@ class StopBuffer:
     """Lets text through up to the stop string that is completed first (of two that end together, the longer).
 
     Text that may be the beginning of a stop string waits, so the result does not depend on how the text was cut into pieces.
+    special: for texts of special tokens the character that stands for the token in what is pushed. It is never let through, and a stop
+    string is found with these characters in it as well as with the tokens' texts. Without any, it is found across OTHER and the like.
     """
 
-    def __init__(self, stop: Sequence[str]) -> None:
-        self._stop = tuple(stop)
+    OTHER = "\udfff"
+    """Stands for a special token that no stop string names."""
+
+    def __init__(self, stop: Sequence[str], special: Mapping[str, str] | None = None) -> None:
+        given = special or {}
+        named = re.compile("|".join(map(re.escape, sorted(given, key=len, reverse=True))) or "(?!)")
+        self._hidden = frozenset((*given.values(), self.OTHER)) if given else frozenset[str]()
+        across = f"[{''.join(self._hidden)}]*" if given else ""
+        # As written it lies across special tokens; with their stand-ins it is exact.
+        self._plain = tuple(stop)
+        self._exact = {named.sub(lambda found: given[found[0]], s): s for s in stop if named.search(s)}
+        self._patterns = [(re.compile(across.join(map(re.escape, s))), s) for s in stop]
+        self._patterns += [(re.compile(re.escape(exact)), s) for exact, s in self._exact.items()]
         self._waiting = ""
         self.stopped_by: str | None = None
 
@@ -201,40 +216,74 @@ class StopBuffer:
         if self.stopped_by is not None:
             return ""
         text = self._waiting + text
-        ends = [(at + len(s), at) for s in self._stop if (at := text.find(s)) >= 0]
+        ends = [(found.end(), found.start(), s) for pattern, s in self._patterns if (found := pattern.search(text))]
         if ends:
-            end, at = min(ends)
-            self.stopped_by, self._waiting = text[at:end], ""
-            return text[:at]
+            _, at, self.stopped_by = min(ends)
+            self._waiting = ""
+            return self._shown(text[:at])
         keep = self._keep(text)
         self._waiting = text[len(text) - keep :]
-        return text[: len(text) - keep]
+        return self._shown(text[: len(text) - keep])
 
     def finish(self) -> str:
         """What was waiting and did not become a stop string."""
         text, self._waiting = self._waiting, ""
-        return text
+        return self._shown(text)
+
+    def _shown(self, text: str) -> str:
+        return "".join(character for character in text if character not in self._hidden) if self._hidden else text
 
     def _keep(self, text: str) -> int:
         """Length of the longest end of ``text`` that a stop string begins with."""
-        longest = max((len(s) for s in self._stop), default=1) - 1
-        return next((n for n in range(min(longest, len(text)), 0, -1) if any(s.startswith(text[-n:]) for s in self._stop)), 0)
+        exact = _beginning(text, self._exact)
+        if not self._hidden:
+            return max(exact, _beginning(text, self._plain))
+        places = [i for i, character in enumerate(text) if character not in self._hidden]
+        plain = _beginning("".join(text[i] for i in places), self._plain)
+        return max(exact, len(text) - places[-plain] if plain else 0)
+
+
+def _beginning(text: str, stops: Collection[str]) -> int:
+    """Length of the longest end of ``text`` that one of ``stops`` begins with, and is not."""
+    longest = max((len(s) for s in stops), default=1) - 1
+    return next((n for n in range(min(longest, len(text)), 0, -1) if any(s.startswith(text[-n:]) for s in stops)), 0)
 
 
 class _Text:
-    """Tokens to text that may be shown: the streaming decoder, then the stop strings."""
+    """Tokens to text that may be shown: the streaming decoder, then the stop strings.
 
-    def __init__(self, stream: TextStream, stop: Sequence[str]) -> None:
-        self._stream = stream
-        self._buffer = StopBuffer(stop)
+    Stop tokens have no text, nor have special ones; where a stop string names one, the buffer hears of all of them.
+    """
+
+    def __init__(self, stream: TextStream, stop: Sequence[str], stop_tokens: frozenset[int]) -> None:
+        self._stream, self._stop_tokens = stream, stop_tokens
+        texts = stream.silent_texts(stop_tokens) if stop else {}
+        named = sorted({text for text in texts.values() if text and any(text in s for s in stop)})
+        special = {text: chr(0xD800 + i) for i, text in enumerate(named)}  # half characters, which no decoder gives
+        self._marks = {token: special.get(text, StopBuffer.OTHER) for token, text in texts.items()} if named else {}
+        self._buffer = StopBuffer(stop, special)
+        self._early = ""
 
     @property
     def stopped_by(self) -> str | None:
         return self._buffer.stopped_by
 
     def push(self, token: int) -> str:
-        return self._buffer.push(self._stream.push(token))
+        text = "" if token in self._stop_tokens else self._new(self._stream.push(token))
+        if token in self._marks:
+            # What the decoder holds back comes before it, unless it is a cut character.
+            rest = self._stream.finish()
+            if not rest.endswith("\N{REPLACEMENT CHARACTER}"):
+                text, self._early = text + self._new(rest), rest
+            text += self._marks[token]
+        return self._buffer.push(text)
 
     def finish(self) -> str:
         """The rest. Nothing after a stop string: the buffer lets no more through."""
-        return self._buffer.push(self._stream.finish()) + self._buffer.finish()
+        return self._buffer.push(self._new(self._stream.finish())) + self._buffer.finish()
+
+    def _new(self, text: str) -> str:
+        """``text`` without what was let through before the decoder gave it."""
+        known = next((n for n in range(min(len(text), len(self._early)), 0, -1) if text[:n] == self._early[:n]), 0)
+        self._early = self._early[known:]
+        return text[known:]

@@ -114,7 +114,8 @@ class Sampler:
         token = guide.planned()
         if not math.isfinite(float(scores[token])):
             raise UsageError(f"the logit processors forbid what would complete the answer within its limit, after {len(tokens)} tokens")
-        guide.take(token)
+        if not guide.take(token):
+            raise RuntimeError("the known way to the end of the answer is none")
         return token
 
     def _processed(self, tokens: Sequence[int], logits: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from edgekit.artifact import Manifest
 from edgekit.engines import ENGINES
-from edgekit.errors import ArtifactError, ContextOverflow, UsageError
+from edgekit.errors import ArtifactError, ContextOverflow, EdgekitError, EngineError, UsageError
+from edgekit.strict_json import brief
 
 
 class Session(Protocol):
@@ -53,7 +54,7 @@ class Session(Protocol):
 def open_session(directory: Path, manifest: Manifest, *, threads: int | None = None) -> Session:
     """Loads an artifact with its own engine. threads: that it computes with; None leaves the choice to it.
 
-    Raises ArtifactError (an engine that this edgekit does not know), EngineMissing, EngineError.
+    Raises ArtifactError (an engine that this edgekit does not know, or files that it did not write), EngineMissing, EngineError.
     """
     engine = ENGINES.get(manifest.engine.name)
     if engine is None:
@@ -61,7 +62,17 @@ def open_session(directory: Path, manifest: Manifest, *, threads: int | None = N
             f"{directory} was built for engine {manifest.engine.name!r}, which this edgekit does not know "
             f"(known: {', '.join(ENGINES)}); upgrade: pip install --upgrade edgekit"
         )
-    session: Session = importlib.import_module(engine.session).open_session(directory, manifest, threads=threads)
+    try:
+        session: Session = importlib.import_module(engine.session).open_session(directory, manifest, threads=threads)
+    except EdgekitError:
+        raise
+    except MemoryError as error:
+        raise EngineError(f"{directory} does not fit into this machine's memory; build it with a smaller context: --context") from error
+    except Exception as error:  # a number or word in the manifest, or in the engine's own file, that no exporter writes
+        raise ArtifactError(
+            f"{directory}: the files for {manifest.engine.name}, or engine.details of the manifest, are not what edgekit writes "
+            f"({brief(error)}); build the artifact again"
+        ) from error
     return session
 
 

@@ -1,8 +1,9 @@
 """Text to token ids and back, by the ``tokenizers`` library from an artifact's tokenizer.json, in a process of its own (confine.py)."""
 
+import dataclasses
 import functools
 import importlib.metadata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,12 +41,14 @@ def encode_cost(size: int) -> Cost:
 
 @dataclass(frozen=True)
 class AddedToken:
-    """A token that stands in no vocabulary. lstrip, rstrip: it takes the white space beside it along."""
+    """As the library's of that name. lstrip, rstrip: it takes the white space beside it along."""
 
     content: str
     special: bool
+    single_word: bool
     lstrip: bool
     rstrip: bool
+    normalized: bool
 
 
 class Backend:
@@ -54,14 +57,14 @@ class Backend:
     Every method raises ArtifactError where the file makes it take too much time or memory, or makes the library fail.
     """
 
-    def __init__(self, path: Path, process: Confined | Here) -> None:
-        self._process, self._path = process, path
+    def __init__(self, path: Path, process: Confined | Here, text: str | None = None) -> None:
+        self.process, self._path = process, path
         try:
-            size = path.stat().st_size
+            size = path.stat().st_size if text is None else _size(text)
         except OSError:
             size = 0  # it will be said why it cannot be opened
         try:
-            self._number, self._known = process.open(open_cost(size), "tokenizer", str(path))
+            self._number, self._known = process.open(open_cost(size), "tokenizer", str(path), text)
         except Overrun as error:
             raise ArtifactError(f"{path} cannot be opened within bounds: {error}; take the model's own tokenizer.json") from None
         self._pieces: dict[int, str | None] = {}
@@ -113,6 +116,13 @@ class Backend:
     def get_added_tokens_decoder(self) -> dict[int, AddedToken]:
         return {token: AddedToken(*given) for token, *given in self._known["added"]}
 
+    def add_tokens(self, tokens: Sequence[AddedToken]) -> None:
+        given = [list(dataclasses.astuple(token)) for token in tokens]
+        try:
+            _, self._known["added"] = self.process.open(WHOLE, "add", self._number, given)
+        except Overrun as error:
+            raise ArtifactError(f"{self._path} is out of bounds for {len(given)} added tokens: {error}") from None
+
     def fewest(self, text: str) -> int:
         """Tokens that ``text`` has at least, by the longest that there is."""
         reach = self._reach
@@ -123,11 +133,11 @@ class Backend:
 
     def interrupt(self) -> None:
         """From another thread: ends what is being done."""
-        self._process.interrupt()
+        self.process.interrupt()
 
     def close(self) -> None:
         """Ends the process. Whoever asks again gets a new one."""
-        self._process.close()
+        self.process.close()
 
     @functools.cached_property
     def _reach(self) -> Mapping[str, Any] | None:
@@ -136,7 +146,7 @@ class Backend:
 
     def _ask(self, cost: Cost, request: str, *arguments: object, of: str) -> Any:
         try:
-            return self._process.ask(cost, request, self._number, *arguments)
+            return self.process.ask(cost, request, self._number, *arguments)
         except Overrun as error:
             raise ArtifactError(f"{self._path} is out of bounds for {of}: {error}; take the model's own tokenizer.json") from None
 
@@ -191,11 +201,13 @@ class Tokenizer:
         return TextStream(self, context)
 
 
-def open_tokenizer(directory: Path, *, bos: int | None = None, process: Confined | Here | None = None) -> Tokenizer:
-    """Opens ``tokenizer.json``. process: where; None is one of its own. Raises ArtifactError when it is missing, does not parse, has a
-    decoder that cannot be streamed, or takes too much time or memory."""
+def open_tokenizer(
+    directory: Path, *, bos: int | None = None, text: str | None = None, process: Confined | Here | None = None
+) -> Tokenizer:
+    """Opens ``tokenizer.json``, or ``text`` in its place. process: where; None is one of its own. Raises ArtifactError when it is missing,
+    does not parse, has a decoder that cannot be streamed, or takes too much time or memory."""
     path = directory / FILE
-    backend = Backend(path, Confined(WORK) if process is None else process)
+    backend = Backend(path, Confined(WORK) if process is None else process, text)
     kinds = set(_decoders(backend.decoder, path))
     silent = frozenset(i for i, token in backend.get_added_tokens_decoder().items() if token.special)
     found = backend.byte_tokens if "ByteFallback" in kinds else ()
@@ -244,6 +256,12 @@ class TextStream:
     def finish(self) -> str:
         """The rest, in which a cut character is U+FFFD. The stream may not be used afterwards."""
         return self._tokenizer.decode(self._window)[self._sent :]
+
+    def silent_texts(self, more: Collection[int]) -> dict[int, str]:
+        """How special tokens, and ``more``, would be written if they showed."""
+        backend = self._tokenizer.backend
+        added = {token: backend.id_to_token(token) or "" for token in self._tokenizer.silent}
+        return added | {token: backend.decode([token], skip_special_tokens=False) for token in more if token not in added}
 
     def _settle(self) -> str:
         settled = _settled(self._tokenizer.decode(self._window))

@@ -1,5 +1,6 @@
 """Before anything is read of a request: who it is addressed to, which page sent it, and whether it has the key."""
 
+import asyncio
 import hmac
 import ipaddress
 from urllib.parse import urlsplit
@@ -8,7 +9,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from edgekit.server.bodies import encode
-from edgekit.server.problems import Problem
+from edgekit.server.problems import Problem, ending
 from edgekit.server.settings import Settings
 
 OPEN = frozenset({"/", "/health", "/openapi.json"})
@@ -38,18 +39,27 @@ class Guard:
             await self._app(scope, receive, send)
             return
 
+        started = False
+
         async def with_headers(message: Message) -> None:
+            nonlocal started
             if message["type"] == "http.response.start":
+                started = True
                 headers = MutableHeaders(scope=message)
                 for name, value in HEADERS.items():
                     headers.setdefault(name, value)
             await send(message)
 
         problem = self._problem(Headers(scope=scope), scope["path"])
-        if problem is None:
-            await self._app(scope, receive, with_headers)
-        else:
-            await answer_problem(problem, with_headers)
+        try:
+            if problem is None:
+                await self._app(scope, receive, with_headers)
+            else:
+                await answer_problem(problem, with_headers)
+        except asyncio.CancelledError:
+            # The server ends and has waited long enough; nobody else cancels a request's task, and nobody waits for it.
+            if not started:
+                await answer_problem(ending().problem, with_headers)
 
     def _problem(self, headers: Headers, path: str) -> Problem | None:
         hosts = headers.getlist("host")

@@ -6,12 +6,11 @@ import signal
 import socket
 import sys
 import time
-from pathlib import Path
 from types import FrameType
 
-from edgekit.artifact import MANIFEST, load_artifact
+from edgekit.artifact import MANIFEST, Artifact
 from edgekit.errors import EngineMissing, TemplateError, UsageError
-from edgekit.runtime import load
+from edgekit.runtime import open_runtime
 from edgekit.server import service
 from edgekit.server.settings import Settings, is_loopback
 from edgekit.server.tools import ToolSyntax, tool_syntax
@@ -21,6 +20,7 @@ try:
     import uvicorn
 
     from edgekit.server.app import make_app
+    from edgekit.server.connection import connections
 except ImportError as error:
     raise EngineMissing(f'edge serve needs {error.name}; install it: pip install "edgekit[serve]"') from None
 
@@ -53,18 +53,18 @@ class _Server(uvicorn.Server):
         service.tell("STOPPING=1")
 
 
-def serve(directory: Path, settings: Settings, *, threads: int | None) -> None:
+def serve(artifact: Artifact, settings: Settings, *, threads: int | None) -> None:
     """Serves until SIGTERM or Ctrl-C, then lets answers end for ``settings.drain`` seconds; a second Ctrl-C ends at once.
 
-    Raises UsageError when the address cannot be bound, and what ``runtime.load`` raises.
+    Raises UsageError when the address cannot be bound, and what ``runtime.open_runtime`` raises.
     """
-    syntax, print_ = describe(directory)
-    with bind(settings.host, settings.port) as listening, load(directory, threads=threads) as runtime:
+    syntax, print_ = describe(artifact)
+    with bind(settings.host, settings.port) as listening, open_runtime(artifact, threads=threads) as runtime:
         config = uvicorn.Config(
             make_app(runtime, settings, syntax, print_),
             log_level="warning",
             server_header=False,
-            http="h11",
+            http=connections(settings.limits.idle),
             ws="none",
             loop="asyncio",
             proxy_headers=False,
@@ -77,10 +77,9 @@ def serve(directory: Path, settings: Settings, *, threads: int | None) -> None:
         _Server(config, greeting).run(sockets=[listening])
 
 
-def describe(directory: Path) -> tuple[ToolSyntax | None, str]:
+def describe(artifact: Artifact) -> tuple[ToolSyntax | None, str]:
     """How an artifact's model writes tool calls, and its print: the beginning of its manifest's digest. Raises ArtifactError."""
-    artifact = load_artifact(directory)
-    name = artifact.manifest.chat_template
+    name = artifact.manifest.tool_template or artifact.manifest.chat_template
     digest = hashlib.sha256((artifact.directory / MANIFEST).read_bytes()).hexdigest()
     try:
         source = "" if name is None else (artifact.directory / name).read_text(encoding="utf-8")

@@ -10,23 +10,22 @@ signature is checked before anything else is fetched.
 
 from pathlib import Path
 
-from edgekit.artifact import Manifest, check_digests, check_files, load_artifact
+from edgekit.artifact import Manifest, check_files, load_artifact
 from edgekit.output import check_output
 from edgekit.progress import Progress, silent
-from edgekit.signing import Trust
+from edgekit.signing import Trust, pinned
 from edgekit.stores.place import HubPlace, parse_place
 
 
-def push(directory: Path, address: str, *, private: bool = False, progress: Progress = silent) -> str:
+def push(directory: Path, address: str, *, private: bool = False, trust: Trust | None = None, progress: Progress = silent) -> str:
     """Copies an artifact into a store, after comparing its digests, and returns the address that means exactly what was pushed.
 
-    private: of a hub repository that is made for it.
-    Raises ArtifactError, UsageError (the address), DownloadError (the store), EngineMissing.
+    private: of a hub repository that is made for it. trust: whose signature it must bear.
+    Raises SignatureError, ArtifactError, UsageError (the address), DownloadError (the store), EngineMissing.
     """
     place = parse_place(address)
-    artifact = load_artifact(directory)
+    artifact = load_artifact(directory, trust=trust, whole=True, progress=progress)
     check_files(artifact)
-    check_digests(artifact, progress)
     if isinstance(place, HubPlace):
         from edgekit.stores import hf
 
@@ -37,11 +36,11 @@ def push(directory: Path, address: str, *, private: bool = False, progress: Prog
 
 
 def pull(address: str, output: Path, *, force: bool = False, trust: Trust | None = None, progress: Progress = silent) -> Manifest:
-    """Fetches an artifact into ``output``, whole or not at all. trust: whose signature it must bear.
+    """Fetches an artifact into ``output``, whole or not at all. trust: whose signature it must bear; None: a pinned key's, if there is one.
 
     Raises DownloadError, ModelNotFound, SignatureError, ArtifactError, OutputError, UsageError, EngineMissing.
     """
-    place = parse_place(address)
+    place, trust = parse_place(address), trust or pinned()
     check_output(output, force=force)
     if isinstance(place, HubPlace):
         from edgekit.stores import hf

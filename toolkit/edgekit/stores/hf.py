@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 from edgekit import hub
-from edgekit.artifact import MANIFEST, SIGNATURE, Artifact, Manifest, check_digests, load_artifact
+from edgekit.artifact import MANIFEST, SIGNATURE, Artifact, Manifest, check_digests, read_artifact
 from edgekit.errors import ArtifactError, DownloadError, OutputError
 from edgekit.output import writing
 from edgekit.progress import Progress
@@ -59,7 +59,7 @@ def pull(place: HubPlace, output: Path, *, force: bool, trust: Trust | None, pro
             if signature is not None:
                 (staging / SIGNATURE).write_bytes(signature)
             (staging / MANIFEST).write_bytes(raw)
-            check_digests(load_artifact(staging), progress)
+            check_digests(read_artifact(staging), progress)
     except OSError as error:
         raise OutputError(f"cannot write {output}: {error.strerror or error}") from error
     return manifest

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from edgekit import strict_json
 from edgekit.artifact import MANIFEST, SIGNATURE, Artifact, FileInfo, Manifest
 from edgekit.errors import ArtifactError, DownloadError, EngineMissing, ModelNotFound, OutputError
 from edgekit.output import writing
@@ -153,7 +154,7 @@ def _layers(client: Any, container: Any, place: RegistryPlace) -> dict[str, File
     if ":" in place.reference and f"sha256:{hashlib.sha256(raw).hexdigest()}" != place.reference:
         raise DownloadError(f"{place}: the registry sent something else than was asked for; do not use it")
     try:
-        listing = json.loads(raw)
+        listing = strict_json.load(raw)
         return {layer["annotations"][TITLE]: _layer(layer) for layer in listing["layers"]}
     except (ValueError, TypeError, KeyError, RecursionError):
         raise ArtifactError(f"{place} is no artifact that `edge push` wrote: its layers are not titled files") from None

@@ -5,11 +5,21 @@ import os
 from pathlib import Path
 from typing import BinaryIO
 
-from edgekit.artifact import MANIFEST, SIGNATURE, Artifact, Manifest, check_digests, load_artifact, parse_manifest, read_manifest
+from edgekit.artifact import (
+    MANIFEST,
+    SIGNATURE,
+    Artifact,
+    Manifest,
+    check_digests,
+    load_artifact,
+    parse_manifest,
+    read_artifact,
+    read_manifest,
+)
 from edgekit.errors import ArtifactError, OutputError, SignatureError
-from edgekit.output import check_exchange, exchange, replacing, tidy, writing
+from edgekit.output import alone_with, check_exchange, previous_of, put_back, replacing, writing
 from edgekit.progress import Progress, silent
-from edgekit.signing import Trust, check_release, check_signature
+from edgekit.signing import Trust, check_release, check_signature, pinned
 from edgekit.updates.patch import Patch, Piece, check_patch, read_header
 
 STEP = 1 << 20  # bytes copied at a time
@@ -28,11 +38,12 @@ def apply(
 
     Killed at any moment, ``directory`` opens as the old or as the new one, whole. A process that has the old one open goes on with it.
     out:       write the new one there instead, and leave ``directory`` as it is.
-    trust:     whose signature the new one must bear; checked before anything is written.
+    trust:     whose signature the new one must bear, checked before anything is written; None: a pinned key's, if there is one. The old
+               one need not be signed: not a byte of it is taken that the new manifest does not vouch for.
     downgrade: take an older release too. Only a release number in both manifests tells.
     Raises ArtifactError: no update, a damaged one, one for another artifact, or the old one is damaged; SignatureError; OutputError.
     """
-    old = load_artifact(directory)
+    old, trust = read_artifact(directory), trust or pinned()
     if out is None:
         check_exchange(directory)
     try:
@@ -45,7 +56,7 @@ def apply(
             file.seek(first)
             with writing(out) if out is not None else replacing(directory) as staging:
                 _write_files(file, patch, old, staging, progress)
-                check_digests(load_artifact(staging), progress)
+                check_digests(read_artifact(staging), progress)
     except FileNotFoundError as error:
         raise ArtifactError(f"{error.filename} does not exist") from None
     except OSError as error:
@@ -53,20 +64,28 @@ def apply(
     return manifest
 
 
-def roll_back(directory: Path) -> Manifest:
-    """Puts back the artifact that the last update replaced, in one step; doing it again undoes it. Raises ArtifactError, OutputError."""
-    previous = directory.with_name(f"{directory.name}.previous")
-    if not previous.is_dir():
-        raise ArtifactError(f"{directory} has no {previous.name} beside it to go back to")
-    check_digests(load_artifact(previous))
-    exchange(previous, directory)
-    return load_artifact(directory).manifest
+def roll_back(directory: Path, *, trust: Trust | None = None, progress: Progress = silent) -> Manifest:
+    """Puts back the artifact that the last update replaced, in one step; doing it again undoes it. Killed at any moment, ``directory`` is
+    the one or the other, whole.
+
+    trust: whose signature it must bear; None: a pinned key's, if there is one.
+    Raises SignatureError, ArtifactError (none there, or damaged), OutputError (also where somebody else is writing it).
+    """
+    previous = previous_of(directory)
+    check_exchange(directory)
+    with alone_with(directory):
+        if previous.is_symlink() or not previous.is_dir():
+            raise ArtifactError(f"{directory} has no {previous.name} beside it to go back to")
+        artifact = load_artifact(previous, trust=trust, whole=True, progress=progress)
+        put_back(previous, directory)
+    return artifact.manifest
 
 
 def _check_old(update: Path, directory: Path, patch: Patch) -> None:
     found = hashlib.sha256(read_manifest(directory)).hexdigest()
     if found == patch.new:
-        tidy(directory)  # an apply that was killed just after the switch left the old one
+        with alone_with(directory):
+            pass  # an apply that was killed just after the switch left the old one
         raise ArtifactError(f"{directory} is already what {update} makes; nothing to do")
     if found != patch.old:
         raise ArtifactError(

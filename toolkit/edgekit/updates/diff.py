@@ -10,9 +10,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekit.artifact import MANIFEST, SIGNATURE, Artifact, check_digests, load_artifact, read_manifest
+from edgekit.artifact import MANIFEST, SIGNATURE, Artifact, load_artifact, read_manifest
 from edgekit.errors import OutputError, UsageError
+from edgekit.files import beside
 from edgekit.progress import Progress, silent
+from edgekit.signing import Trust
 from edgekit.updates.chunks import chunks, content
 from edgekit.updates.patch import Patch, Piece, write_header
 
@@ -29,16 +31,15 @@ class Diff:
     total: int
 
 
-def diff(old: Path, new: Path, out: Path, *, force: bool = False, progress: Progress = silent) -> Diff:
+def diff(old: Path, new: Path, out: Path, *, force: bool = False, trust: Trust | None = None, progress: Progress = silent) -> Diff:
     """Writes to ``out`` what makes the artifact ``new`` of the artifact ``old``; both are compared with their digests first.
 
-    In memory: 100 bytes for each 16 KB of the old artifact. Raises ArtifactError, UsageError (equal), OutputError.
+    trust: whose signature both must bear; None: a pinned key's, if there is one. In memory: 100 bytes for each 16 KB of the old artifact.
+    Raises SignatureError, ArtifactError, UsageError (equal), OutputError.
     """
     if os.path.lexists(out) and not force:
         raise OutputError(f"{out} exists; replace it with --force or choose another: --out FILE")
-    before, after = load_artifact(old), load_artifact(new)
-    for artifact in (before, after):
-        check_digests(artifact, progress)
+    before, after = (load_artifact(directory, trust=trust, whole=True, progress=progress) for directory in (old, new))
     olds, news = _contents(before), _contents(after)
     digests = [hashlib.sha256(read_manifest(directory)).hexdigest() for directory in (old, new)]
     if digests[0] == digests[1] and bytes(olds.get(SIGNATURE, b"")) == bytes(news.get(SIGNATURE, b"")):
@@ -117,7 +118,7 @@ def _alike(a: Data, b: Data) -> int:
 
 
 def _write(out: Path, patch: Patch, news: Mapping[str, Data]) -> None:
-    staging = out.with_name(f".{out.name}.partial-{os.urandom(4).hex()}")
+    staging = beside(out, ".", f".partial-{os.urandom(4).hex()}")
     try:
         with staging.open("xb") as file:
             write_header(file, patch)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from edgekit import strict_json
 from edgekit.artifact import MANIFEST, MANIFEST_LIMIT, SIGNATURE, SIGNATURE_LENGTH, Manifest
 from edgekit.errors import ArtifactError, UsageError
 from edgekit.records import RecordError, parse
@@ -70,7 +71,7 @@ def read_header(file: BinaryIO, path: Path) -> Patch:
         text = unpack.decompress(file.read(length), HEADER_LIMIT)
         if not unpack.eof or unpack.unused_data:
             raise _damaged(path, "its header is cut short, or too long")
-        data = json.loads(text)
+        data = strict_json.load(text)
         data["files"] = {name: [_as_record(piece) for piece in pieces] for name, pieces in data["files"].items()}
         patch = parse(Patch, data, unknown="refuse")
     except (zlib.error, ValueError, TypeError, KeyError, AttributeError, RecursionError, RecordError) as error:

@@ -3,11 +3,12 @@
 import json
 from pathlib import Path
 
+from edgekit import strict_json
 from edgekit.companions import read_companions
 from edgekit.engines.exported import Exported, Footprint
 from edgekit.engines.mlx import weights
 from edgekit.engines.mlx.config import mlx_config, reach
-from edgekit.engines.mlx.footprint import running
+from edgekit.engines.mlx.footprint import cache, running
 from edgekit.engines.mlx.options import mlx_options
 from edgekit.errors import TargetError
 from edgekit.models import Model
@@ -41,7 +42,7 @@ def footprint(model: Model, scheme: QuantScheme, target: Target) -> Footprint:
     """The planned size of the safetensors; keys and values of every layer, in the precision of the activations."""
     decoder, width = model.decoder, 2 if mlx_options(target).precision == "float16" else 4
     layout = plan(model, scheme, target)
-    return Footprint(layout.size, 2 * width * decoder.layers * decoder.kv_heads * decoder.head_dim, running=running(layout, decoder, width))
+    return Footprint(layout.size, cache(decoder, width), running=running(layout, decoder, width))
 
 
 def export(
@@ -69,6 +70,6 @@ def export(
 
 def _limit_tokenizer(path: Path, tokens: int) -> None:
     """So that transformers' tokenizers, which mlx-lm uses, warn of a longer prompt. edgekit's own takes no notice."""
-    config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    config = strict_json.load(path.read_text(encoding="utf-8")) if path.is_file() else {}
     text = json.dumps({**config, "model_max_length": max(1, tokens)}, indent=2, ensure_ascii=False) + "\n"
     path.write_text(text, encoding="utf-8", newline="\n")

@@ -2,7 +2,10 @@
 over from other engines.
 """
 
-from edgekit.engines.exported import Running
+from pathlib import Path
+
+from edgekit.artifact import Manifest
+from edgekit.engines.exported import Held, Running
 from edgekit.engines.mlx.weights import Layout
 from edgekit.models.decoder import DecoderConfig
 
@@ -12,7 +15,20 @@ TOKEN = 1000
 WIDE = 9.2
 """Floats of activations for each token of a piece, in intermediate sizes; ONNX Runtime's."""
 PIECE = 512
-"""As model.py cuts a prompt."""
+"""As model.py cuts a prompt, and mlx-swift-lm unless it is told otherwise (GenerateParameters.prefillStepSize)."""
+
+
+def cache(decoder: DecoderConfig, width: int) -> int:
+    """Bytes of each token's keys and values, of ``width`` bytes a number."""
+    return 2 * width * decoder.layers * decoder.kv_heads * decoder.head_dim
+
+
+def held(directory: Path, manifest: Manifest, decoder: DecoderConfig) -> Held:
+    """Of an artifact, in mlx-swift-lm."""
+    width = 2 if manifest.engine.details.get("kv_dtype") == "float16" else 4
+    weights = sum(info.bytes for name, info in manifest.files.items() if name.endswith(".safetensors"))
+    fixed = PROCESS + TOKEN * decoder.vocab_size + weights
+    return Held(fixed, cache(decoder, width), round(WIDE * decoder.intermediate_size * width), at_once=PIECE)
 
 
 def running(layout: Layout, decoder: DecoderConfig, width: int) -> Running:

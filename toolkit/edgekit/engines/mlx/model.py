@@ -2,7 +2,6 @@
 
 import importlib
 import importlib.util
-import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ import mlx.nn as nn
 import numpy as np
 from numpy.typing import NDArray
 
+from edgekit import strict_json
 from edgekit.engines.mlx.packages import missing
 from edgekit.errors import ArtifactError
 
@@ -139,7 +139,7 @@ def load(directory: Path, *, widen: bool, compiled: bool) -> Decoder:
     compiled: see ``Decoder``.
     Raises EngineMissing, ArtifactError for a config.json that edgekit did not write, and what MLX raises of files that are damaged.
     """
-    config = json.loads((directory / CONFIG).read_text(encoding="utf-8"))
+    config = strict_json.load((directory / CONFIG).read_text(encoding="utf-8"))
     ours = config.get("edgekit")
     if not isinstance(ours, dict):
         raise ArtifactError(f"{directory / CONFIG} has no key 'edgekit'; build the artifact again")
@@ -153,7 +153,7 @@ def load(directory: Path, *, widen: bool, compiled: bool) -> Decoder:
         return {key: default.get(path, default)[key] for key in ("group_size", "bits")}
 
     nn.quantize(model, class_predicate=form)
-    index = json.loads((directory / INDEX).read_text(encoding="utf-8"))
+    index = strict_json.load((directory / INDEX).read_text(encoding="utf-8"))
     weights: dict[str, mx.array] = {}
     for name in sorted(set(index["weight_map"].values())):
         weights.update(mx.load(str(directory / name)))

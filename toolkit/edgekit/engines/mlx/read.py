@@ -1,6 +1,5 @@
 """What the files for MLX hold, by their safetensors headers and config.json."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,14 +8,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgekit import strict_json
 from edgekit.artifact import Manifest
+from edgekit.checkpoint import read_header
 from edgekit.engines.mlx.config import mlx_rope, ours
 from edgekit.engines.mlx.weights import DTYPES, INDEX
-from edgekit.errors import ArtifactError
+from edgekit.errors import ArtifactError, CheckpointError
 from edgekit.models import Model
 from edgekit.models.decoder import Rope
 from edgekit.quant.scheme import Format, QuantizedTensor
-from edgekit.stored import same_factors
+from edgekit.stored import numbers, same_factors
 
 CONFIG = "config.json"
 
@@ -58,7 +59,9 @@ class MlxStored:
     def vector(self, weight: str) -> NDArray[np.generic]:
         at = self.model.slices[weight]
         place = self._place(at.tensor)
-        return np.fromfile(place.file, place.dtype, offset=place.begin, count=place.shape[0])[at.start : at.stop]
+        if len(place.shape) != 1 or place.shape[0] < at.stop:
+            raise ArtifactError(f"{place.file}: {at.tensor} has shape {list(place.shape)}, wanted [{at.stop}]; build the artifact again")
+        return numbers(place.file, place.dtype, place.shape[0], place.begin)[at.start : at.stop]
 
     def rope(self, wanted: Rope, context: int) -> list[str]:
         found, right = self.config.get("edgekit"), ours(self.model.decoder)
@@ -85,13 +88,13 @@ class MlxStored:
         if len(place.shape) != 2 or place.shape[1] != width or place.shape[0] < rows.stop:
             raise ArtifactError(f"{place.file}: {name} has shape {list(place.shape)}, wanted [.., {width}]; build the artifact again")
         count, step = rows.stop - rows.start, width * place.dtype.itemsize
-        return np.fromfile(place.file, place.dtype, count * width, offset=place.begin + rows.start * step).reshape(count, width)
+        return numbers(place.file, place.dtype, count * width, place.begin + rows.start * step).reshape(count, width)
 
 
 def _same(found: object, wanted: object) -> bool:
     if not isinstance(wanted, list):
         return found == wanted
-    floats = isinstance(found, list) and all(isinstance(value, float | int) for value in found)
+    floats = isinstance(found, list) and all(isinstance(value, float | int) and abs(value) < 1e30 for value in found)
     return floats and same_factors(np.array(found, np.float32), np.array(wanted, np.float32))
 
 
@@ -99,21 +102,12 @@ def open_stored(directory: Path, manifest: Manifest, model: Model) -> MlxStored:
     """Raises ArtifactError for files that cannot be read."""
     places: dict[str, Place] = {}
     try:
-        config = json.loads((directory / CONFIG).read_text(encoding="utf-8"))
-        index = json.loads((directory / INDEX).read_text(encoding="utf-8"))
+        config = dict(strict_json.load((directory / CONFIG).read_text(encoding="utf-8")))
+        index = strict_json.load((directory / INDEX).read_text(encoding="utf-8"))
         for name in sorted(set(index["weight_map"].values())):
-            places |= _header(directory / name)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            if name not in manifest.files:
+                raise ValueError(f"{name!r} is no file of the artifact")
+            places |= {t.name: Place(t.file, DTYPES[t.dtype], t.shape, t.begin) for t in read_header(directory / name).values()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, CheckpointError) as error:
         raise ArtifactError(f"{directory}: the files for MLX cannot be read ({error!r}); build the artifact again") from None
     return MlxStored(directory, model, places, config)
-
-
-def _header(path: Path) -> dict[str, Place]:
-    with path.open("rb") as file:
-        size = int.from_bytes(file.read(8), "little")
-        listed = json.loads(file.read(size))
-    return {
-        name: Place(path, DTYPES[entry["dtype"]], tuple(entry["shape"]), 8 + size + entry["data_offsets"][0])
-        for name, entry in listed.items()
-        if name != "__metadata__"
-    }

@@ -112,8 +112,12 @@ def plan(model: Model, scheme: QuantScheme, precision: str, where: str) -> Layou
             vectors.append(VectorWrite(name, at.start, at.tensor))
             entries[at.tensor] = Entry(at.tensor, "F16" if precision == "float16" else "F32", (rows[at.tensor],))
             continue
-        form, module = scheme.format_of(name), at.tensor.removesuffix(".weight")
-        _check_groups(model, name, shape[1], form, where)
+        form, module = scheme.format_for(name, shape[1]), at.tensor.removesuffix(".weight")
+        if shape[1] % form.group:  # then no smaller group does either
+            raise TargetError(
+                f"{where}: MLX needs the inputs of a matrix to fill its groups; {name} has {shape[1]}, no multiple of {form.group}: "
+                "build this model for a target with another engine (edge targets)"
+            )
         if formats.setdefault(module, form) != form:
             raise TargetError(f"{where}: {name} is part of {at.tensor}, whose parts have several formats; MLX holds one a tensor")
         codes, scales, biases = (f"{module}.{part}" for part in ("weight", "scales", "biases"))
@@ -123,17 +127,6 @@ def plan(model: Model, scheme: QuantScheme, precision: str, where: str) -> Layou
         entries |= {part: Entry(part, floats, (rows[at.tensor], groups)) for part in (scales, biases)}
     placed, headers = _place(list(entries.values()))
     return Layout(placed, headers, matrices, vectors, formats)
-
-
-def _check_groups(model: Model, name: str, k: int, form: Format, where: str) -> None:
-    if k % form.group == 0:
-        return
-    inputs = {shape[1] for shape in model.decoder.weight_shapes().values() if len(shape) == 2}
-    fitting = [group for group in (128, 64, 32) if all(k % group == 0 for k in inputs)]
-    advice = f"build with --scheme int4-g{fitting[0]}" if fitting else "build this model for a target with another engine (edge targets)"
-    raise TargetError(
-        f"{where}: MLX needs the inputs of a matrix to fill its groups; {name} has {k}, no multiple of {form.group}: {advice}"
-    )
 
 
 def _place(entries: Sequence[Entry]) -> tuple[dict[str, Entry], dict[str, bytes]]:

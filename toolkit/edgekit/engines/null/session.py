@@ -1,13 +1,13 @@
 """Deterministic pseudo-logits: a pure function of the token sequence, equal on every platform."""
 
 import hashlib
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from edgekit import strict_json
 from edgekit.artifact import Manifest
 from edgekit.errors import ArtifactError, EngineError
 from edgekit.runtime.session import check_call, check_rewind
@@ -19,7 +19,7 @@ def open_session(directory: Path, manifest: Manifest, *, threads: int | None = N
     """Opens what ``export`` wrote. ``threads`` changes nothing. Raises ArtifactError."""
     path = directory / FILE
     try:
-        seed = bytes.fromhex(json.loads(path.read_text(encoding="utf-8"))["seed"])
+        seed = bytes.fromhex(strict_json.load(path.read_text(encoding="utf-8"))["seed"])
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise ArtifactError(f"{path} cannot be read ({error!r}); build the artifact again") from None
     return NullSession(manifest.tokens.vocab_size, manifest.context.length, seed=seed, switch=manifest.context.rope_switch)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from edgekit.companions import read_companions
 from edgekit.engines.exported import Exported, Footprint, Lossy
-from edgekit.engines.onnx.footprint import running
+from edgekit.engines.onnx.footprint import cache, running
 from edgekit.engines.onnx.genai_config import genai_config
 from edgekit.engines.onnx.graph import FILE, build
 from edgekit.engines.onnx.kernels import check_kernels
@@ -54,12 +54,11 @@ def footprint(model: Model, scheme: QuantScheme, target: Target) -> Footprint:
     decoder = model.decoder
     graph, data = plan(model, scheme, target)
     options = onnx_options(target)
-    cache = 2 * options.cached.itemsize * decoder.layers * decoder.kv_heads * decoder.head_dim
     size = len(serialize(graph)) + CONFIG
     lossy = None
     if options.kv_cache == "int8":
         lossy = Lossy("its INT8 KV cache", {"onnxruntime": INT8_CACHE}, "leave kv_cache out of the target's [options]")
-    return Footprint(data.size, cache, graph=size, running=running(data, decoder, options), lossy=lossy)
+    return Footprint(data.size, cache(decoder, options.cached.itemsize), graph=size, running=running(data, decoder, options), lossy=lossy)
 
 
 def export(

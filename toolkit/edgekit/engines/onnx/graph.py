@@ -151,7 +151,7 @@ def rope_rows(rope: Rope, short: int, rows: int) -> tuple[NDArray[np.float32], N
 
 def embed(plan: Plan, tokens: Value) -> tuple[Value, Matrix]:
     """floats [1, S, D], and the matrix it was gathered from."""
-    decoder, fmt = plan.decoder, plan.scheme.format_of("embed_tokens")
+    decoder, fmt = plan.decoder, plan.scheme.format_for("embed_tokens", plan.decoder.hidden_size)
     weight = quantized(plan, "embed_tokens", ["embed_tokens"], fmt)
     gather = gather_in_steps if plan.options.provider == "dml" else gather_quantized
     hidden = gather(plan, tokens, weight)
@@ -245,7 +245,7 @@ def mlp(plan: Plan, i: int, hidden: Value) -> Value:
 
 
 def head(plan: Plan, hidden: Value, embedding: Matrix, logits: Value) -> None:
-    fmt = plan.scheme.format_of("lm_head")
+    fmt = plan.scheme.format_for("lm_head", plan.decoder.hidden_size)
     if not plan.decoder.tied:
         weight = quantized(plan, "lm_head", ["lm_head"], fmt)
     elif fmt == embedding.format:
@@ -261,7 +261,8 @@ def head(plan: Plan, hidden: Value, embedding: Matrix, logits: Value) -> None:
 
 def fused(plan: Plan, name: str, parts: Sequence[str], hidden: Value) -> Value:
     """The products with ``parts`` side by side: one operator where they have one format, else one each."""
-    formats = {plan.scheme.format_of(part) for part in parts}
+    shapes = plan.decoder.weight_shapes()
+    formats = {plan.scheme.format_for(part, shapes[part][1]) for part in parts}
     if len(formats) > 1:
         return op(plan, "Concat", [projection(plan, part, hidden) for part in parts], {"axis": -1}, name=name)
     return matmul(plan, name, quantized(plan, name, parts, formats.pop()), hidden, bias(plan, name, parts))
@@ -281,6 +282,9 @@ def bias(plan: Plan, name: str, parts: Sequence[str]) -> Value | None:
 def matmul(plan: Plan, name: str, weight: Matrix, hidden: Value, added: Value | None, output: Value | None = None) -> Value:
     """hidden [1, S, K] times the transposed weight [N, K], plus ``added`` [N]."""
     n, k = weight.shape
+    if more := filling(plan, weight.format, k):
+        pads = const(plan, f"fill_{more * weight.format.group}", [0, 0, 0, 0, 0, more * weight.format.group])
+        hidden, k = op(plan, "Pad", [hidden, pads], name=f"{name}.filled"), k + more * weight.format.group
     level = plan.options.accuracy_level
     attributes = {"K": k, "N": n, "bits": weight.format.bits, "block_size": weight.format.group, "accuracy_level": level}
     inputs: list[Value | None] = [hidden, weight.codes, weight.scales, weight.zeros]
@@ -312,7 +316,13 @@ def norm_weight(plan: Plan, name: str) -> Value:
 
 def quantized(plan: Plan, name: str, parts: Sequence[str], fmt: Format) -> Matrix:
     shapes = plan.decoder.weight_shapes()
-    return matrix(plan.data, name, [(part, (shapes[part][0], shapes[part][1])) for part in parts], fmt)
+    pieces = [(part, (shapes[part][0], shapes[part][1])) for part in parts]
+    return matrix(plan.data, name, pieces, fmt, filling=filling(plan, fmt, pieces[0][1][1]))
+
+
+def filling(plan: Plan, fmt: Format, k: int) -> int:
+    """Groups of zeros that follow in each row of a matrix of K inputs. DirectML's kernel wants whole bytes of zero points (kernels.py)."""
+    return 1 if plan.options.provider == "dml" and fmt.bits == 4 and k % fmt.group == 0 and k // fmt.group % 2 else 0
 
 
 def cache(plan: Plan, name: str, length: str) -> Value:

@@ -17,7 +17,7 @@ Rule = Callable[[Node], str | None]
 
 LENGTHS = frozenset({"Add", "Cast", "Greater", "Max", "Range", "ReduceSum", "Shape", "Squeeze", "Sub", "Unsqueeze", "Where"})
 """Operators on lengths and positions: a handful of integers, which ONNX Runtime computes on the CPU where a device has no kernel."""
-PLAIN = frozenset({"Concat", "Gather", "Mul", "Reshape", "SimplifiedLayerNormalization", "Slice", "Split"})
+PLAIN = frozenset({"Concat", "Gather", "Mul", "Pad", "Reshape", "SimplifiedLayerNormalization", "Slice", "Split"})
 """ONNX operators that every provider has, in float32 and float16."""
 
 

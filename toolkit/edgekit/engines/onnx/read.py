@@ -3,7 +3,6 @@
 Field numbers: https://github.com/onnx/onnx/blob/main/onnx/onnx.proto3; encoding: https://protobuf.dev/programming-guides/encoding.
 """
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,13 +11,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgekit import strict_json
 from edgekit.artifact import Manifest
 from edgekit.errors import ArtifactError
 from edgekit.models import Model
 from edgekit.models.decoder import Rope
 from edgekit.quant import unpack_nibbles
 from edgekit.quant.scheme import Format, QuantizedTensor
-from edgekit.stored import home, same_factors
+from edgekit.stored import home, numbers, same_factors
 
 MODEL, CONFIG = "model.onnx", "genai_config.json"
 DTYPES = {1: "<f4", 2: "u1", 10: "<f2"}
@@ -57,18 +57,20 @@ class OnnxStored:
         name, first = self._home(weight, ".scales")
         k = self.model.decoder.weight_shapes()["embed_tokens" if weight == "lm_head" else weight][1]
         groups = -(-k // form.group)
+        stored = max(groups, self._groups(name))  # some kernels ask for groups of filling
         rows = slice(first + start, first + stop)
         width = form.group * form.bits // 8
         if f"{name}.rows" in self.initializers and f"{name}.codes" not in self.initializers:  # an embedding that is only looked up in
             codes: NDArray[Any] = self._rows(f"{name}.rows", rows, (groups * width,)).reshape(-1, groups, width)
         else:
-            codes = self._rows(f"{name}.codes", rows, (groups, width))
-        scales = self._rows(f"{name}.scales", rows, (groups,))
-        zeros = self._rows(f"{name}.zeros", rows, (-(-groups * form.bits // 8),))
+            codes = self._rows(f"{name}.codes", rows, (stored, width))[:, :groups]
+        scales = self._rows(f"{name}.scales", rows, (stored,))[:, :groups]
+        zeros = self._rows(f"{name}.zeros", rows, (-(-stored * form.bits // 8),))
         if form.bits == 4:
-            zeros = unpack_nibbles(zeros)[:, :groups]
+            zeros = unpack_nibbles(zeros)
         with np.errstate(over="ignore"):  # scales that are no scales are found by comparing
-            return QuantizedTensor((stop - start, k), form, codes, scales.astype(np.float16), np.ascontiguousarray(zeros))
+            parts = codes, scales.astype(np.float16), zeros[:, :groups]
+        return QuantizedTensor((stop - start, k), form, *map(np.ascontiguousarray, parts))
 
     def vector(self, weight: str) -> NDArray[np.generic]:
         suffix = "" if weight.endswith(".bias") else ".weight"
@@ -91,10 +93,15 @@ class OnnxStored:
 
     def stops(self) -> dict[str, tuple[int, ...]]:
         try:
-            listed = json.loads((self.directory / CONFIG).read_text(encoding="utf-8"))["model"]["eos_token_id"]
+            listed = strict_json.load((self.directory / CONFIG).read_text(encoding="utf-8"))["model"]["eos_token_id"]
         except (OSError, ValueError, KeyError, TypeError):
             listed = None
         return {CONFIG: tuple(listed) if isinstance(listed, list) else ()}
+
+    def _groups(self, name: str) -> int:
+        """Of a row in the file; 0 where that is not known."""
+        found = self.initializers.get(f"{name}.scales")
+        return found.shape[1] if found is not None and len(found.shape) == 2 else 0
 
     def _home(self, weight: str, suffix: str) -> tuple[str, int]:
         stems = {name.removesuffix(suffix) for name in self.initializers if name.endswith(suffix)}
@@ -108,10 +115,7 @@ class OnnxStored:
             raise ArtifactError(f"{self.directory / MODEL}: {name} has shape {shape}, wanted [.., {rest}]; build the artifact again")
         dtype, width, count = np.dtype(DTYPES[found.kind]), int(np.prod(rest)), rows.stop - rows.start
         path = self.directory / found.file
-        read = np.fromfile(path, dtype, count * width, offset=found.offset + rows.start * width * dtype.itemsize)
-        if len(read) != count * width:
-            raise ArtifactError(f"{path} is too short for what {MODEL} says; build the artifact again")
-        return read.reshape(count, *rest)
+        return numbers(path, dtype, count * width, found.offset + rows.start * width * dtype.itemsize).reshape(count, *rest)
 
 
 def open_stored(directory: Path, manifest: Manifest, model: Model) -> OnnxStored:
@@ -121,6 +125,9 @@ def open_stored(directory: Path, manifest: Manifest, model: Model) -> OnnxStored
         graph = next(value for number, value in fields(raw) if number == GRAPH)
         tensors = [value for number, value in fields(_bytes(graph)) if number == INITIALIZER]
         found = dict(_initializer(_bytes(tensor)) for tensor in tensors)
+        for name, value in found.items():
+            if value is not None and value.file not in manifest.files:
+                raise ValueError(f"{name} lies in {value.file!r}, which is no file of the artifact")
     except (OSError, ValueError, IndexError, KeyError, StopIteration) as error:
         raise ArtifactError(f"{directory / MODEL} cannot be read ({error!r}); build the artifact again") from None
     return OnnxStored(directory, model, {name: value for name, value in found.items() if value is not None})
@@ -147,11 +154,12 @@ def fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
 
 def _varint(message: memoryview, at: int) -> tuple[int, int]:
     value = shift = 0
-    while True:
+    while shift < 70:  # ten bytes hold 64 bits
         byte = message[at]
         value, shift, at = value | (byte & 0x7F) << shift, shift + 7, at + 1
         if not byte & 0x80:
             return value, at
+    raise ValueError("a number of more than 64 bits")
 
 
 def _bytes(value: int | memoryview) -> memoryview:

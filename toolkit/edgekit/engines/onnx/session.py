@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from edgekit.artifact import Manifest
 from edgekit.engines.onnx import operator
 from edgekit.engines.onnx.providers import PROVIDERS, Provider, open_on, provider
-from edgekit.errors import EngineError, EngineMissing
+from edgekit.errors import ArtifactError, EngineError, EngineMissing
 from edgekit.parallel import cores
 from edgekit.resources import check_release
 from edgekit.runtime.session import check_call, check_rewind, check_vocabulary
@@ -29,6 +29,8 @@ FIRST_CAPACITY = 512
 LAST_POSITION = np.full(1, -1, np.int64)
 CACHED: "dict[str, type[np.generic]]" = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int8)": np.int8}
 """Types of a KV cache, as ONNX Runtime names them."""
+MOST_CACHE = 1 << 18
+"""Numbers of one layer's keys for one token, far above any known model's."""
 CHUNK = 512
 """Tokens of a long input computed at a time: keeps the activations of a long prompt small."""
 
@@ -63,7 +65,26 @@ def open_session(directory: Path, manifest: Manifest, *, threads: int | None = N
     session = open_on(chosen, path, options)
     if POSITIONS not in (i.name for i in session.get_overridable_initializers()):
         raise EngineError(f"{path} has no input {POSITIONS}: an older edgekit built it; build the artifact again")
+    check_graph(session, path, manifest.tokens.vocab_size)
     return OnnxSession(session, path, manifest.context.length, chosen)
+
+
+def check_graph(session: "onnxruntime.InferenceSession", path: Path, vocab: int) -> None:
+    """Buffers are made by what a graph says of itself. Raises ArtifactError for one that no exporter of edgekit writes."""
+    given = {i.name: i for i in session.get_inputs()}
+    made = {o.name: o for o in session.get_outputs()}
+    caches = [name for name in given if name.startswith(PAST)]
+    lacking = [name for name in ("input_ids", "attention_mask") if name not in given]
+    lacking += [name for name in ("logits", *(PRESENT + name.removeprefix(PAST) for name in caches)) if name not in made]
+    if lacking or not caches:
+        raise ArtifactError(f"{path} has no {lacking[0] if lacking else 'KV cache'}; build the artifact again")
+    for name in caches:
+        shape = given[name].shape
+        heads, size = (shape[1], shape[3]) if len(shape) == 4 else (None, None)
+        if not (isinstance(heads, int) and isinstance(size, int) and heads > 0 and size > 0 and heads * size <= MOST_CACHE):
+            raise ArtifactError(f"{path}: {name} has shape {shape}, wanted [1, heads, length, size of a head]; build the artifact again")
+    if len(made["logits"].shape) != 3 or made["logits"].shape[2] != vocab:
+        raise ArtifactError(f"{path}: logits have shape {made['logits'].shape}, wanted [.., .., {vocab}]; build the artifact again")
 
 
 @dataclass(frozen=True)

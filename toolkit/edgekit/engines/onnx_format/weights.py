@@ -16,6 +16,7 @@ from edgekit.errors import CheckpointError
 from edgekit.models import Model
 from edgekit.progress import Progress
 from edgekit.quant import pack_zero_points
+from edgekit.quant.rtn import SMALLEST
 from edgekit.quant.scheme import Format, QuantizedTensor
 from edgekit.quantized import PLAIN, Quantizer, stream
 
@@ -25,7 +26,8 @@ LARGE = 1 << 20
 
 @dataclass(frozen=True)
 class MatrixWrite:
-    """A canonical weight, quantized to ``format``; its rows begin at these offsets of the (maybe fused) codes, scales and zero points."""
+    """A canonical weight, quantized to ``format``; its rows begin at these offsets of the (maybe fused) codes, scales and zero points.
+    groups: of a row in the file, those that ``matrix`` was asked to fill it up with among them."""
 
     weight: str
     shape: tuple[int, int]
@@ -33,6 +35,7 @@ class MatrixWrite:
     codes: int
     scales: int
     zeros: int
+    groups: int
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,7 @@ class DataFile:
     @property
     def bits_per_weight(self) -> float:
         """Storage of all matrices over their number of weights; a matrix stored once for two uses counts once."""
-        bits = sum(8 * sum(row_bytes(m.shape[1], m.format, self.floats)) * m.shape[0] for m in self.matrices)
+        bits = sum(8 * sum(group_bytes(m.groups, m.format, self.floats)) * m.shape[0] for m in self.matrices)
         return bits / sum(m.shape[0] * m.shape[1] for m in self.matrices)
 
 
@@ -87,7 +90,11 @@ class Matrix:
 
 def row_bytes(k: int, fmt: Format, floats: DataType) -> tuple[int, int, int]:
     """Bytes of one row's codes, scales and zero points."""
-    groups = -(-k // fmt.group)
+    return group_bytes(-(-k // fmt.group), fmt, floats)
+
+
+def group_bytes(groups: int, fmt: Format, floats: DataType) -> tuple[int, int, int]:
+    """Bytes of so many groups' codes, scales and zero points, side by side in a row."""
     return groups * fmt.group * fmt.bits // 8, groups * floats.itemsize, -(-groups * fmt.bits // 8)
 
 
@@ -106,17 +113,18 @@ def initializer(data: DataFile, name: str, dtype: DataType, shape: Sequence[int]
     return value
 
 
-def matrix(data: DataFile, name: str, parts: Sequence[tuple[str, tuple[int, int]]], fmt: Format) -> Matrix:
-    """Plans a quantized matrix whose rows are those of ``parts`` (canonical names and shapes), one after the other."""
+def matrix(data: DataFile, name: str, parts: Sequence[tuple[str, tuple[int, int]]], fmt: Format, *, filling: int = 0) -> Matrix:
+    """Plans a quantized matrix whose rows are those of ``parts`` (canonical names and shapes), one after the other. filling: so many
+    groups of zeros follow in each row, for a kernel that asks for them."""
     k = parts[0][1][1]
     n = sum(shape[0] for _, shape in parts)
-    groups = -(-k // fmt.group)
-    sizes = row_bytes(k, fmt, data.floats)
+    groups = -(-k // fmt.group) + filling
+    sizes = group_bytes(groups, fmt, data.floats)
     offsets = [reserve(data, n * size) for size in sizes]
     row = 0
     for weight, shape in parts:
-        at = [offset + row * size for offset, size in zip(offsets, sizes, strict=True)]
-        data.matrices.append(MatrixWrite(weight, shape, fmt, *at))
+        codes, scales, zeros = (offset + row * size for offset, size in zip(offsets, sizes, strict=True))
+        data.matrices.append(MatrixWrite(weight, shape, fmt, codes, scales, zeros, groups))
         row += shape[0]
     return Matrix(
         (n, k),
@@ -186,11 +194,27 @@ def as_floats(array: NDArray[np.float32], floats: DataType, name: str) -> NDArra
 
 def put_rows(file: BinaryIO, m: MatrixWrite, start: int, block: QuantizedTensor, floats: DataType) -> int:
     """Writes quantized rows from row ``start`` of ``m`` on; returns the bytes written."""
-    codes, scales, zeros = row_bytes(m.shape[1], m.format, floats)
+    codes, scales, zeros = group_bytes(m.groups, m.format, floats)
+    block = filled_up(block, m.groups)
     size = put(file, m.codes + start * codes, block.codes)
     # The kernels take scales of the activations' type. The portable ones are float16, which float32 holds exactly.
     size += put(file, m.scales + start * scales, block.scales.astype(floats.numpy))
     return size + put(file, m.zeros + start * zeros, block.zeros if m.format.bits == 8 else pack_zero_points(block.zeros))
+
+
+def filled_up(block: QuantizedTensor, groups: int) -> QuantizedTensor:
+    """Rows of so many groups, the new ones as quantizing gives them for zeros: code and zero point 0, the smallest scale."""
+    n, found = block.zeros.shape
+    if found == groups:
+        return block
+    more = groups - found
+    return QuantizedTensor(
+        (n, groups * block.format.group),
+        block.format,
+        np.pad(block.codes, ((0, 0), (0, more), (0, 0))),
+        np.pad(block.scales, ((0, 0), (0, more)), constant_values=SMALLEST),
+        np.pad(block.zeros, ((0, 0), (0, more))),
+    )
 
 
 def put(file: BinaryIO, offset: int, array: NDArray[np.generic]) -> int:

@@ -4,6 +4,7 @@ import importlib.util
 import json
 from pathlib import Path
 
+from edgekit import strict_json
 from edgekit.artifact import Scalar
 from edgekit.companions import Companions, read_companions
 from edgekit.conformance import text_vectors
@@ -133,5 +134,5 @@ def limit_generation(model: Model, context: int, directory: Path) -> None:
     if switch is None or switch >= context:
         return
     path = directory / "generation_config.json"
-    config = json.loads(path.read_text(encoding="utf-8"))
+    config = strict_json.load(path.read_text(encoding="utf-8"))
     path.write_text(json.dumps({**config, "max_length": switch}, indent=2) + "\n", encoding="utf-8", newline="\n")

@@ -109,7 +109,7 @@ def named(model: openvino.Model) -> None:
 
 def embed(plan: Plan, tokens: Node) -> tuple[Node, Matrix]:
     """float32 [B, S, D], and the matrix it was gathered from. Codes are gathered before they are weights: no plugin ever unpacks all."""
-    weight = quantized(plan, "embed_tokens", ["embed_tokens"], plan.scheme.format_of("embed_tokens"))
+    weight = quantized(plan, "embed_tokens", ["embed_tokens"], plan.scheme.format_for("embed_tokens", plan.decoder.hidden_size))
     zero = i64(0)
     codes, scales = (op.convert(op.gather(part, tokens, zero), Type.f32) for part in (weight.codes, weight.scales))
     if weight.zeros is not None:
@@ -238,7 +238,7 @@ def mlp(plan: Plan, i: int, hidden: Node) -> Node:
 
 
 def head(plan: Plan, hidden: Node, embedding: Matrix) -> Node:
-    fmt = plan.scheme.format_of("lm_head")
+    fmt = plan.scheme.format_for("lm_head", plan.decoder.hidden_size)
     if not plan.decoder.tied:
         weight = quantized(plan, "lm_head", ["lm_head"], fmt)
     elif fmt == embedding.format:
@@ -250,7 +250,8 @@ def head(plan: Plan, hidden: Node, embedding: Matrix) -> Node:
 
 def fused(plan: Plan, name: str, parts: Sequence[str], hidden: Node) -> Node:
     """The products with ``parts`` side by side: one operator where they have one format, else one each."""
-    formats = {plan.scheme.format_of(part) for part in parts}
+    shapes = plan.decoder.weight_shapes()
+    formats = {plan.scheme.format_for(part, shapes[part][1]) for part in parts}
     if len(formats) > 1:
         return op.concat([projection(plan, part, hidden) for part in parts], -1)
     product = matmul(name, quantized(plan, name, parts, formats.pop()), hidden)

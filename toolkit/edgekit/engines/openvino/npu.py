@@ -23,7 +23,10 @@ def properties(prompt: int, context: int, parts: str) -> dict[str, str]:
 
     Source: openvino.genai, src/cpp/src/utils.cpp, compile_decoder_for_npu.
     """
+    # A CPU would choose by its features: bfloat16 where it is fast there, which no NPU computes in.
+    precision = {"INFERENCE_PRECISION_HINT": "f32"} if parts == "CPU" else {}
     return {
+        **precision,
         "NPU_USE_NPUW": "YES",
         "NPUW_DEVICES": parts,
         "NPUW_LLM": "YES",

@@ -15,7 +15,7 @@ from edgekit.models import Model
 from edgekit.models.decoder import Rope
 from edgekit.quant import unpack_nibbles
 from edgekit.quant.scheme import Format, QuantizedTensor
-from edgekit.stored import home, same_factors
+from edgekit.stored import home, numbers, same_factors
 
 XML, BIN = "openvino_model.xml", "openvino_model.bin"
 DTYPES = {"f32": "<f4", "f16": "<f2", "u8": "u1", "u4": "u1", "i4": "u1"}
@@ -97,11 +97,10 @@ class OpenvinoStored:
 
     def _values(self, constant: Constant, begin: int, end: int) -> NDArray[Any]:
         dtype = np.dtype(DTYPES[constant.kind])
-        path, count = self.directory / BIN, end - begin
-        found = np.fromfile(path, dtype, count, offset=constant.offset + begin * dtype.itemsize)
-        if end * dtype.itemsize > constant.size or len(found) != count:
+        path = self.directory / BIN
+        if end * dtype.itemsize > constant.size:
             raise ArtifactError(f"{path} is too short for what {XML} says; build the artifact again")
-        return found
+        return numbers(path, dtype, end - begin, constant.offset + begin * dtype.itemsize)
 
     def _whole(self, name: str) -> NDArray[Any]:
         found = self.constants.get(name)

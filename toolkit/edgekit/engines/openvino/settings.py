@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from edgekit import strict_json
 from edgekit.files import replace_file
 from edgekit.resources import cache_folder
 
@@ -114,7 +115,7 @@ def product(group: int) -> "openvino.Model":
 
 def _read(path: Path) -> Mapping[str, object]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = strict_json.load(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}

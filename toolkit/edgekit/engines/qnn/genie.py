@@ -88,7 +88,7 @@ def lm_head(half: Half, hidden: Value) -> Value:
     if "lm_head" not in part.matrices:
         name = "embed_tokens" if decoder.tied else "lm_head"
         rows = [(name, (decoder.vocab_size, decoder.hidden_size))]
-        part.matrices["lm_head"] = matrix(part.data, "lm_head", rows, part.scheme.format_of("lm_head"))
+        part.matrices["lm_head"] = matrix(part.data, "lm_head", rows, part.scheme.format_for("lm_head", decoder.hidden_size))
     logits = Value("logits", F16, (1, half.tokens, decoder.vocab_size))
     return matmul(half, "lm_head", hidden, part.matrices["lm_head"], [logits])
 
@@ -108,7 +108,7 @@ def write_embedding(part: Part, model: Model, folder: Path, quantizer: Quantizer
         return values.nbytes
 
     shape = (part.decoder.vocab_size, part.decoder.hidden_size)
-    stream(model, [Matrix("embed_tokens", shape, part.scheme.format_of("embed_tokens"))], take, quantizer, lambda size: None)
+    stream(model, [Matrix("embed_tokens", shape, part.scheme.format_for("embed_tokens", shape[1]))], take, quantizer, lambda size: None)
 
 
 def embedding_bits(part: Part) -> float:

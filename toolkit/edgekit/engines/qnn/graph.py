@@ -191,7 +191,7 @@ def projection(half: Half, name: str, hidden: Value) -> Value:
     shapes = part.decoder.weight_shapes()
     if name not in part.matrices:
         n, k = shapes[name]
-        part.matrices[name] = matrix(part.data, name, [(name, (n, k))], part.scheme.format_of(name))
+        part.matrices[name] = matrix(part.data, name, [(name, (n, k))], part.scheme.format_for(name, k))
     product = matmul(half, name, hidden, part.matrices[name])
     bias = f"{name}.bias"
     return product if bias not in shapes else op(half, "Add", [product, vector_of(part, bias, bias)])

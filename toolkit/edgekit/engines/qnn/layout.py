@@ -154,7 +154,7 @@ def check_genie(model: Model, scheme: QuantScheme, context: int, options: QnnOpt
     window = next((w for w in decoder.windows if effective(w, context) is not None), None)
     if window is not None:
         raise TargetError(f"{needs}: Genie has no mask for a sliding window of {window} tokens: build with --context {window} or less")
-    group = scheme.format_of("lm_head").group
+    group = scheme.format_for("lm_head", decoder.hidden_size).group
     if decoder.hidden_size % group:
         raise TargetError(
             f"{needs}: the NPU takes whole groups only, and lm_head has {decoder.hidden_size} weights a row in groups of {group}"
@@ -176,11 +176,11 @@ def check_formats(model: Model, scheme: QuantScheme, where: str) -> None:
     for name, shape in model.decoder.weight_shapes().items():
         if len(shape) != 2 or not name.startswith("layers."):
             continue
-        fmt: Format = scheme.format_of(name)
+        fmt: Format = scheme.format_for(name, shape[1])
         if shape[1] % fmt.group:
             raise TargetError(
-                f"{where}: the NPU takes whole groups only, and {name} has {shape[1]} weights a row in groups of {fmt.group}; "
-                "take a scheme with smaller groups (--scheme int4-g32)"
+                f"{where}: the NPU takes whole groups only, and {name} has {shape[1]} weights a row in groups of {fmt.group}: "
+                "build this model for a target with another engine (edge targets)"
             )
 
 

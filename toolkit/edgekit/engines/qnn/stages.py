@@ -60,7 +60,7 @@ def build_stages(
     """The embeddings' graph, lm_head's, and the plan of the data file of both."""
     data = DataFile(DATA)
     stage = Stage(decoder, scheme, context, data, form)
-    fmt = scheme.format_of("embed_tokens")
+    fmt = scheme.format_for("embed_tokens", decoder.hidden_size)
     embedding = weight_of(data, "embed_tokens", (decoder.vocab_size, decoder.hidden_size), fmt)
     before = embeddings(stage, embedding)
     after = lm_head(Stage(decoder, scheme, context, data, form), embedding, parts)
@@ -195,7 +195,7 @@ def lm_head(stage: Stage, embedding: Matrix, parts: int) -> Graph:
     weight = vector(data, "norm.weight", [("norm", (decoder.hidden_size,))])
     attributes: Attributes = {"axis": -1, "epsilon": decoder.norm_eps, "stash_type": 1}
     normed = stage.tape.add("SimplifiedLayerNormalization", [chosen, weight], attributes, name="norm")[0]
-    fmt = stage.scheme.format_of("lm_head")
+    fmt = stage.scheme.format_for("lm_head", decoder.hidden_size)
     if not decoder.tied:
         head = weight_of(data, "lm_head", embedding.shape, fmt)
     elif fmt == embedding.format:

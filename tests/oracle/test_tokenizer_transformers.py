@@ -1,0 +1,39 @@
+"""Tokens of every file of a checkpoint get the ids, and are shown or not, as by transformers' AutoTokenizer; so does what is written."""
+
+from pathlib import Path
+
+import pytest
+
+from edgekit.tokenizer_files import TokenizerFiles, read_tokenizer
+from tokenizer_folders import FOLDERS, HELD, TEXTS, write_folder
+
+transformers = pytest.importorskip("transformers")
+pytestmark = pytest.mark.oracle
+
+
+def written(files: TokenizerFiles, source: Path, to: Path) -> Path:
+    """What an artifact would hold."""
+    to.mkdir()
+    for name in ("config.json", "tokenizer.json", *HELD):
+        if name in files.contents:
+            (to / name).write_text(files.contents[name], encoding="utf-8")
+        elif (source / name).is_file():
+            (to / name).write_bytes((source / name).read_bytes())
+    return to
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_same_ids_and_the_same_text(name: str, tmp_path: Path) -> None:
+    source = write_folder(tmp_path / "model", FOLDERS[name])
+    theirs = transformers.AutoTokenizer.from_pretrained(source)
+    ours = read_tokenizer(source, 1000)
+    again = transformers.AutoTokenizer.from_pretrained(written(ours, source, tmp_path / "artifact"))
+    for text in TEXTS:
+        ids = theirs.encode(text, add_special_tokens=False)
+        assert ours.tokenizer.encode(text) == ids == again.encode(text, add_special_tokens=False)
+        assert again.decode(ids, skip_special_tokens=True) == ours.tokenizer.decode(ids)
+        special = {theirs.convert_tokens_to_ids(token) for token in theirs.all_special_tokens}
+        assert ours.tokenizer.decode(ids) == theirs.decode([i for i in ids if i not in special], skip_special_tokens=True)
+    named = {key: text for key, text in theirs.special_tokens_map.items() if isinstance(text, str)}
+    assert ours.named == named == {key: text for key, text in again.special_tokens_map.items() if isinstance(text, str)}
+    assert len(theirs) == len(again)
