@@ -21,5 +21,11 @@ def check_app(artifact: Artifact, providers: Sequence[str], kind: str) -> None:
         raise UsageError(
             f"{artifact.directory} was built for {provider}; a package for {kind} takes {' or '.join(providers)}: edge targets"
         )
+    details = artifact.manifest.engine.details
+    if details.get("genai_tokenizer") == "unusable":
+        raise UsageError(
+            f"{artifact.directory}: a package for {kind} uses onnxruntime-genai's tokenizer, which does not fit this model "
+            f"({details.get('genai_tokenizer_note')}); package it for python or linux-service, which use edgekit's"
+        )
     if artifact.manifest.chat_template is None:
         raise UsageError(f"{artifact.directory} has no chat template, and the application is for conversations; give an instruct model")
