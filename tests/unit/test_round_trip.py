@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import tokenizers
-from test_tokenizer import llama
 from tokenizers import decoders, models, pre_tokenizers
 
 from checkpoints import write_json, write_tokenizer
@@ -13,6 +12,7 @@ from edgekit.errors import ConfigError
 from edgekit.round_trip import check_round_trip
 from edgekit.runtime.tokenizer import Tokenizer, open_tokenizer
 from smollm2 import write_tokenizer as write_smollm2
+from tokenizer_folders import llama
 
 PIECES = {
     "type": "Sequence",

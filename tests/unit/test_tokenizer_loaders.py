@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import tokenizers
-from test_tokenizer import llama
 from tokenizers import decoders, models, pre_tokenizers
 
 from checkpoints import make_checkpoint, write_json
@@ -19,7 +18,7 @@ from edgekit.errors import UsageError
 from edgekit.packagers.apps import check_app
 from edgekit.runtime.tokenizer import open_tokenizer
 from tiny_artifact import write_target
-from tokenizer_folders import TYPED
+from tokenizer_folders import TYPED, llama
 
 DEFAULT = "{% for m in messages %}<|user|>{{ m.content }}<|x|>{% endfor %}"
 CONFIG = {
@@ -92,8 +91,6 @@ def test_where_onnxruntime_genai_gives_other_ids_the_manifest_says_so(tmp_path: 
     assert found["genai_tokenizer"] == "differs"
     told = r"other ids for 0 of 0 chats and \d+ of \d+ texts in all, such as .*"
     assert re.fullmatch(told, str(found["genai_tokenizer_note"]), re.DOTALL)
-        r"other ids for 0 of 0 chats and \d+ of \d+ texts in all, such as .*", str(found["genai_tokenizer_note"]), re.DOTALL
-    )
 
 
 def test_where_it_gives_ids_that_are_none_applications_are_refused(tmp_path: Path) -> None:
