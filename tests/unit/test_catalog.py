@@ -170,7 +170,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     pytest.importorskip("huggingface_hub", minversion="1.0")
     root = tmp_path_factory.mktemp("hub")
     directory = make_checkpoint(root / "repo", "phi3-longrope", shards=2)
-    for name in ("pytorch_model.bin", "modeling_own.py", "consolidated.safetensors", "onnx/config.json", "LICENSE", "training.ipynb"):
+    unwanted = ("pytorch_model.bin", "modeling_own.py", "consolidated.safetensors", "onnx/config.json", "training.ipynb")
+    for name in (*unwanted, "additional_chat_templates/notes.json", "additional_chat_templates/tool_use.jinja", "LICENSE"):
         (directory / name).parent.mkdir(exist_ok=True)
         (directory / name).write_text("x", encoding="utf-8")
     (directory / "README.md").write_text("---\nlicense: mit\n---\n", encoding="utf-8")
@@ -192,6 +193,7 @@ def test_download_then_again_then_offline(world: World) -> None:
     assert first["files"] == [
         "LICENSE",
         "README.md",
+        "additional_chat_templates/tool_use.jinja",
         "config.json",
         "generation_config.json",
         "model-00001-of-00002.safetensors",

@@ -9,6 +9,7 @@ from pathlib import Path
 from edgekit.artifact import TokenInfo
 from edgekit.checkpoint import Checkpoint
 from edgekit.errors import ConfigError, TemplateError
+from edgekit.round_trip import check_round_trip
 from edgekit.runtime.chat import VECTOR_TIME, ChatTemplate
 from edgekit.runtime.templates import ChatTemplates
 from edgekit.runtime.tokenizer import Tokenizer
@@ -47,6 +48,7 @@ def read_companions(checkpoint: Checkpoint, vocab_size: int) -> Companions:
     sources = read_sources(directory, json_object(directory / "tokenizer_config.json"))
     read = read_tokenizer(directory, vocab_size, sources.default)
     tokenizer = read.tokenizer
+    check_round_trip(tokenizer, str(directory / "tokenizer.json"))
     chat = _compiled(sources, read.named)
     bos = _bos(read.named, generation, checkpoint.config, tokenizer)
     ends = range(vocab_size, vocab_size + len(read.left_out))  # no row of lm_head stands for these, so none can be generated

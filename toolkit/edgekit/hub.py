@@ -19,8 +19,15 @@ from edgekit.progress import Progress
 # Weights, configuration and tokenizer; never pickles or code.
 LEGAL = ["LICENSE*", "License*", "license*", "LICENCE*", "NOTICE*", "Notice*", "notice*", "USE_POLICY*"]
 WANTED = ["*.safetensors", "*.json", "*.jinja", "README.md", *LEGAL]
-# Subdirectories hold other formats (onnx/, original/); consolidated.* is Mistral's second copy of the weights.
-UNWANTED = ["*/*", "consolidated*", "adapter_*"]
+TEMPLATES = "additional_chat_templates"
+# Other subdirectories hold other formats (onnx/, original/): patterns of every path with a slash that does not begin with that folder's,
+# as patterns know no "but". consolidated.* is Mistral's second copy of the weights.
+OTHER_FOLDERS = [
+    pattern
+    for i, letter in enumerate(TEMPLATES + "/")
+    for pattern in ([f"{TEMPLATES[:i]}/*"] if i < len(TEMPLATES) else []) + [f"{TEMPLATES[:i]}[!{letter}]*/*"]
+]
+UNWANTED = [*OTHER_FOLDERS, f"{TEMPLATES}/*/*", f"{TEMPLATES}/*[!a]", "consolidated*", "adapter_*"]
 NO_WEIGHTS = "has no safetensors on the hub, and PyTorch pickles are not read. Take a repository that has them, or convert it."
 OLDEST = (1, 2)  # of huggingface_hub: reports bytes while a file is under way
 COMMIT = re.compile(r"[0-9a-f]{40}")
