@@ -9,6 +9,7 @@ from pathlib import Path
 from edgekit.artifact import TokenInfo
 from edgekit.checkpoint import Checkpoint, parse_object, read_bounded
 from edgekit.errors import ArtifactError, CheckpointError, ConfigError, TemplateError
+from edgekit.files import shown
 from edgekit.runtime.chat import VECTOR_TIME, ChatTemplate, special_tokens
 from edgekit.runtime.tokenizer import Tokenizer, open_tokenizer
 
@@ -71,6 +72,8 @@ def companion_files(directory: Path) -> list[Path]:
     files = [*(directory / name for name in COPIED if (directory / name).is_file()), *legal]
     for path in files:
         _check_link(path)
+        if shown(path.name) != path.name:
+            raise CheckpointError(f"{path}: its name is no UTF-8, so no manifest can list it; rename it, or remove it")
     return files
 
 
