@@ -11,6 +11,7 @@ from typing import TypeVar
 
 from edgekit.checkpoint import Checkpoint, Source, declared_license, open_checkpoint
 from edgekit.errors import DownloadError, EdgekitError, ModelNotFound, UsageError
+from edgekit.files import shown
 from edgekit.foreign import FILES, a_file
 from edgekit.progress import Progress, silent
 from edgekit.records import RecordError, parse
@@ -175,7 +176,7 @@ def _resolve(model: str, revision: str | None, from_hub: FromHub[T]) -> Checkpoi
     path = _directory(model)
     if path is not None:
         _no_revision(model, revision, "a directory")
-        return open_checkpoint(path, Source(path.resolve().name, "local", None, declared_license(path)))
+        return open_checkpoint(path, Source(shown(path.resolve().name), "local", None, declared_license(path)))
     if (file := _file(model)) is not None:
         raise ModelNotFound(f"{a_file(*file)}{_hint(file[0].stem)}")
     if _looks_like_path(model):

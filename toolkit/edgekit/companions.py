@@ -8,7 +8,8 @@ from pathlib import Path
 
 from edgekit.artifact import TokenInfo
 from edgekit.checkpoint import Checkpoint
-from edgekit.errors import ConfigError, TemplateError
+from edgekit.errors import CheckpointError, ConfigError, TemplateError
+from edgekit.files import shown
 from edgekit.round_trip import check_round_trip
 from edgekit.runtime.chat import VECTOR_TIME, ChatTemplate
 from edgekit.runtime.templates import ChatTemplates
@@ -89,6 +90,8 @@ def companion_files(directory: Path) -> list[Path]:
     files = [*(directory / name for name in COPIED if (directory / name).is_file()), *legal]
     for path in files:
         check_link(path, directory)
+        if shown(path.name) != path.name:
+            raise CheckpointError(f"{path}: its name is no UTF-8, so no manifest can list it; rename it, or remove it")
     return files
 
 

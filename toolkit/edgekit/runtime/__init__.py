@@ -180,6 +180,10 @@ class Runtime:
             raise TemplateError(f"{self.manifest.model.name} has no chat template; give text instead of messages (edge run --raw)")
         return self._template.render(messages, tools=tools)
 
+    def forget(self) -> None:
+        """What the next call brings is computed from its first token, whatever was asked before."""
+        self._cache.clear()
+
     def close(self) -> None:
         """Frees the model. Calling it twice is allowed."""
         self.session.close()
