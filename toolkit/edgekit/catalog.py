@@ -241,8 +241,9 @@ def _neighbours(model: str) -> str:
 
 def _similar(hub: str) -> str:
     """Models of the catalogue with nearly this id."""
-    close = difflib.get_close_matches(hub.lower(), [e.hub.lower() for e in _entries() if e.hub is not None], n=2, cutoff=0.8)
-    return f" Did you mean {' or '.join(e.hub for e in _entries() if e.hub is not None and e.hub.lower() in close)}?" if close else ""
+    listed = {e.hub.lower(): e.hub for e in _entries() if e.hub is not None}
+    close = difflib.get_close_matches(hub.lower(), listed, n=2, cutoff=0.8)
+    return f". Did you mean {' or '.join(listed[name] for name in close)}?" if close else ""
 
 
 def _hint(stem: str) -> str:
