@@ -24,7 +24,7 @@ calls = []
 try:
     c = resolve(sys.argv[1], progress=lambda *call: calls.append(call), **json.loads(sys.argv[2]))
     out = {"source": vars(c.source), "directory": str(c.directory), "tensors": len(c.tensors),
-           "files": sorted(p.name for p in c.directory.iterdir()), "calls": calls,
+           "files": sorted(p.relative_to(c.directory).as_posix() for p in c.directory.rglob("*") if p.is_file()), "calls": calls,
            "telemetry": os.environ.get("HF_HUB_DISABLE_TELEMETRY")}
 except EdgekitError as error:
     out = {"error": type(error).__name__, "message": str(error)}

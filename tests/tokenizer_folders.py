@@ -3,8 +3,12 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+import tokenizers
+from tokenizers import decoders, models, normalizers, pre_tokenizers
+
 from checkpoints import write_json, write_tokenizer
 
+SPECIAL = ["<unk>", "<s>", "<|end|>", "<|user|>"]
 HELD = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 FLAGS = {"lstrip": False, "rstrip": False, "normalized": False, "single_word": False}
 TYPED = {"__type": "AddedToken", **FLAGS, "normalized": True}
@@ -65,4 +69,37 @@ def write_folder(directory: Path, files: Mapping[str, Mapping[str, object]]) -> 
     plain = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": 96}
     for name, content in {"tokenizer_config.json": {}, **files}.items():
         write_json(directory / name, {**plain, **content} if name == "tokenizer_config.json" else content)
+    return directory
+
+
+def llama(directory: Path, style: str) -> Path:
+    """Characters and byte fallback, as in Llama-2, Mistral and Phi-3 (``prepend``) and in newer conversions of them (``metaspace``)."""
+    pieces = [
+        *SPECIAL,
+        *(f"<0x{b:02X}>" for b in range(256)),
+        "▁",
+        *map(chr, range(33, 127)),
+        "▁▁",
+        "▁t",
+        "▁the",
+        "li",
+        "é",
+        "\ufffd",
+        "你",
+    ]
+    vocab = {piece: i for i, piece in enumerate(pieces)}
+    merges = [("▁", "▁"), ("▁", "t"), ("l", "i")]
+    tokenizer = tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    if style == "prepend":
+        tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+        tokenizer.decoder = decoders.Sequence(
+            [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+        )
+    else:
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+        tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace(prepend_scheme="first"), decoders.Fuse()])
+    tokenizer.add_special_tokens(SPECIAL)
+    tokenizer.add_tokens(["<tool>"])
+    directory.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(str(directory / "tokenizer.json"))
     return directory

@@ -170,7 +170,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     pytest.importorskip("huggingface_hub", minversion="1.0")
     root = tmp_path_factory.mktemp("hub")
     directory = make_checkpoint(root / "repo", "phi3-longrope", shards=2)
-    for name in ("pytorch_model.bin", "modeling_own.py", "consolidated.safetensors", "onnx/config.json", "LICENSE", "training.ipynb"):
+    unwanted = ("pytorch_model.bin", "modeling_own.py", "consolidated.safetensors", "onnx/config.json", "training.ipynb")
+    for name in (*unwanted, "additional_chat_templates/notes.json", "additional_chat_templates/tool_use.jinja", "LICENSE"):
         (directory / name).parent.mkdir(exist_ok=True)
         (directory / name).write_text("x", encoding="utf-8")
     (directory / "README.md").write_text("---\nlicense: mit\n---\n", encoding="utf-8")
@@ -179,7 +180,17 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     for name in ("config.json", "pytorch_model.bin"):
         (pickles / name).write_text("{}", encoding="utf-8")
     repo = Repo(directory, branches=("main", "v1.0"))
+    adapter = root / "adapter"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text('{"peft_type": "LORA", "base_model_name_or_path": "org/base"}', encoding="utf-8")
+    for name in ("README.md", "adapter_model.safetensors"):
+        (adapter / name).write_text("x", encoding="utf-8")
+    gguf = root / "gguf"
+    gguf.mkdir()
+    for name in ("README.md", "model-Q4_K_M.gguf"):
+        (gguf / name).write_text("x", encoding="utf-8")
     repos = {"org/name": repo, "org/gated": Repo(directory, gated=True), "org/pickles": Repo(pickles)}
+    repos |= {"org/adapter": Repo(adapter), "org/gguf": Repo(gguf)}
     with serve(repos) as server:
         yield World(server, repo, root / "cache")
 
@@ -192,6 +203,7 @@ def test_download_then_again_then_offline(world: World) -> None:
     assert first["files"] == [
         "LICENSE",
         "README.md",
+        "additional_chat_templates/tool_use.jinja",
         "config.json",
         "generation_config.json",
         "model-00001-of-00002.safetensors",
@@ -244,6 +256,10 @@ def test_a_catalogue_name_asks_for_its_pinned_commit(world: World) -> None:
         ("org/none", {}, "ModelNotFound", "the hub has no model 'org/none'"),
         ("org/gated", {}, "DownloadError", "hf auth login"),
         ("org/pickles", {}, "CheckpointError", "has no safetensors"),
+        ("org/adapter", {}, "CheckpointError", "a PEFT adapter ('LORA') of 'org/base', not a whole model: merge"),
+        ("org/adapter", {}, "CheckpointError", "M.from_pretrained('org/adapter', dtype='auto').merge_and_unload()"),
+        ("org/gguf", {}, "CheckpointError", "GGUF files are already quantized"),
+        ("microsoft/Phi-3.5-mini-instuct", {}, "ModelNotFound", ". Did you mean microsoft/Phi-3.5-mini-instruct"),
         ("org/never-seen", {"offline": True}, "DownloadError", "not wholly in the cache"),
         ("org/na--me", {}, "UsageError", "is no hub id"),
     ],
@@ -256,3 +272,11 @@ def test_refusals(model: str, options: dict[str, object], error: str, message: s
 def test_the_hub_is_away(world: World) -> None:
     failed = world.resolve("org/other", url="http://127.0.0.1:9")
     assert failed["error"] == "DownloadError" and "could not be downloaded" in failed["message"]
+
+
+@pytest.mark.parametrize("model", ["phi3.5-mini", f"org/other@{COMMIT}", "org/other"])
+def test_a_hub_that_is_away_is_asked_once(model: str, world: World) -> None:
+    """huggingface_hub asks five more times for the files of a commit, in half a minute, and says so each time."""
+    failed = world.resolve(model, url="http://127.0.0.1:9")
+    assert "http://127.0.0.1:9 cannot be reached" in failed["message"] and "HTTPS_PROXY" in failed["message"]
+    assert "Retry" not in failed["noise"]

@@ -4,6 +4,7 @@ import contextlib
 import functools
 import json
 from collections import UserDict
+from dataclasses import replace
 from datetime import datetime
 from itertools import product
 from pathlib import Path
@@ -14,11 +15,13 @@ import pytest
 
 from chat_templates import CHATS, TEMPLATES, TOOLS
 from checkpoints import write_json
-from edgekit.artifact import ChatVector, Message
+from edgekit.artifact import ChatVector, Message, ToolVector
 from edgekit.confine import Confined, Cost
 from edgekit.errors import ArtifactError, TemplateError, UsageError
 from edgekit.runtime import chat
 from edgekit.runtime.chat import VECTOR_TIME, WORK, ChatTemplate, check_template, open_template, special_tokens
+from edgekit.runtime.templates import ChatTemplates, check_templates
+from manifests import manifest as minimal_manifest
 
 USER = [{"role": "user", "content": "hi"}]
 SHARED = Confined(WORK)
@@ -208,3 +211,47 @@ def test_conformance_vectors_are_compared_at_a_fixed_date() -> None:
     check_template(template, [ChatVector((Message("user", "x"),), f"x {VECTOR_TIME:%Y-%m-%d}")])
     with pytest.raises(ArtifactError, match="the manifest says 'y'"):
         check_template(template, [ChatVector((Message("user", "x"),), "y")])
+
+
+def both(default: str, tools: str | None = None) -> ChatTemplates:
+    return ChatTemplates(ChatTemplate(default, {}), None if tools is None else ChatTemplate(tools, {}))
+
+
+def test_chats_with_tools_take_the_template_for_them() -> None:
+    """As transformers' get_chat_template does: also for an empty list of tools, not for none."""
+    templates = both("{{ messages[0].content }}", "{{ tools | length }}{{ messages[0].content }}")
+    assert [templates.render(USER, tools=tools) for tools in (None, [], TOOLS)] == ["hi", "0hi", "1hi"]
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{{ messages[0].content }}",
+        "{% if false %}{{ tools }}{% endif %}{{ messages[0].content }}",
+        "{% set tools = none %}{{ tools }}",
+        "{% for tool in tools if tool.missing %}{{ tool }}{% endfor %}",
+        "{{ strftime_now('%H:%M:%S') }}",
+    ],
+)
+def test_tools_that_a_template_does_not_show_are_an_error(source: str) -> None:
+    with pytest.raises(TemplateError, match="does not show tools to the model"):
+        both(source).render(USER, tools=TOOLS)
+    with pytest.raises(TemplateError, match="does not show tools to the model"):
+        both("{{ tools }}", source).render(USER, tools=TOOLS)
+    both(source).render(USER, tools=[])
+
+
+def test_a_template_may_take_a_chat_with_tools_only() -> None:
+    source = "{% if not tools %}{{ raise_exception('no tools') }}{% endif %}x"
+    assert both(source).render(USER, tools=TOOLS) == "x"
+    with pytest.raises(TemplateError, match="no tools"):
+        both(source).render(USER)
+
+
+def test_vectors_with_tools_are_compared() -> None:
+    manifest = minimal_manifest()
+    vector = ToolVector((Message("user", "x"),), json.dumps(TOOLS), "1x")
+    told = replace(manifest, conformance=replace(manifest.conformance, chat=(), tools=(vector,)))
+    check_templates(both("{{ tools | length }}{{ messages[0].content }}"), told)
+    with pytest.raises(ArtifactError, match="with tools the chat template renders '1, x'"):
+        check_templates(both("{{ tools | length }}, {{ messages[0].content }}"), told)

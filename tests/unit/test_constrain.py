@@ -17,7 +17,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from test_tokenizer import llama
 
 import edgekit
 from command import Edge
@@ -27,6 +26,7 @@ from edgekit.runtime import Runtime, Sampling, Step, grammars
 from edgekit.runtime.constrain import Forms, Guide, constraint, token_bytes
 from edgekit.runtime.tokenizer import open_tokenizer
 from tiny_artifact import build_tiny
+from tokenizer_folders import llama
 
 CONTEXT = 400
 TREE: dict[str, Any] = {

@@ -407,3 +407,13 @@ def test_an_address_in_use_is_said(artifact: Path, served: Served) -> None:
     command = [sys.executable, "-m", "edgekit.cli", "serve", str(artifact), "--port", str(served.port)]
     done = subprocess.run(command, capture_output=True, text=True, env={"PYTHONPATH": str(ROOT / "toolkit")}, timeout=60, check=False)
     assert (done.returncode, "choose another" in done.stderr) == (2, True), done.stderr
+
+
+@pytest.mark.parametrize("option", ["--forget", None])
+def test_what_one_client_asked_is_told_to_the_next_unless_it_is_forgotten(artifact: Path, option: str | None) -> None:
+    with serving(artifact, "--model-name", "tiny", *([option] if option else []), environment={"EDGE_API_KEY": KEY}) as running:
+        client = openai.OpenAI(base_url=f"{running.url}/v1", api_key=KEY, max_retries=0)
+        answers = [ask(client, max_tokens=4) for _ in range(2)]
+        cached = [answer.usage.prompt_tokens_details.cached_tokens for answer in answers]
+        assert cached[0] == 0 and (cached[1] == 0) == (option is not None)
+        assert answers[0].choices[0].message.content == answers[1].choices[0].message.content

@@ -8,7 +8,6 @@ import pytest
 import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import decoders, models, normalizers, pre_tokenizers
 
 from checkpoints import write_json, write_tokenizer
 from edgekit.artifact import EncodeVector
@@ -16,42 +15,9 @@ from edgekit.confine import Here
 from edgekit.errors import ArtifactError, ContextOverflow, UsageError
 from edgekit.runtime.chat import WORK
 from edgekit.runtime.tokenizer import Tokenizer, check_tokenizer, open_tokenizer
+from tokenizer_folders import llama
 
 TEXT = "naïve café, Zürich\n\n 你好,世界 👩\u200d👩\u200d👧 🇨🇭  the light\tis on \ufffd!"
-SPECIAL = ["<unk>", "<s>", "<|end|>", "<|user|>"]
-
-
-def llama(directory: Path, style: str) -> Path:
-    """Characters and byte fallback, as in Llama-2, Mistral and Phi-3 (``prepend``) and in newer conversions of them (``metaspace``)."""
-    pieces = [
-        *SPECIAL,
-        *(f"<0x{b:02X}>" for b in range(256)),
-        "▁",
-        *map(chr, range(33, 127)),
-        "▁▁",
-        "▁t",
-        "▁the",
-        "li",
-        "é",
-        "\ufffd",
-        "你",
-    ]
-    vocab = {piece: i for i, piece in enumerate(pieces)}
-    merges = [("▁", "▁"), ("▁", "t"), ("l", "i")]
-    tokenizer = tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
-    if style == "prepend":
-        tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-        tokenizer.decoder = decoders.Sequence(
-            [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
-        )
-    else:
-        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
-        tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace(prepend_scheme="first"), decoders.Fuse()])
-    tokenizer.add_special_tokens(SPECIAL)
-    tokenizer.add_tokens(["<tool>"])
-    directory.mkdir(parents=True, exist_ok=True)
-    tokenizer.save(str(directory / "tokenizer.json"))
-    return directory
 
 
 @pytest.fixture(scope="module", params=["prepend", "metaspace", "bytelevel"])

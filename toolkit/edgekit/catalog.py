@@ -11,6 +11,7 @@ from typing import TypeVar
 
 from edgekit.checkpoint import Checkpoint, Source, declared_license, open_checkpoint
 from edgekit.errors import DownloadError, EdgekitError, ModelNotFound, UsageError
+from edgekit.files import shown
 from edgekit.foreign import FILES, a_file
 from edgekit.progress import Progress, silent
 from edgekit.records import RecordError, parse
@@ -175,7 +176,7 @@ def _resolve(model: str, revision: str | None, from_hub: FromHub[T]) -> Checkpoi
     path = _directory(model)
     if path is not None:
         _no_revision(model, revision, "a directory")
-        return open_checkpoint(path, Source(path.resolve().name, "local", None, declared_license(path)))
+        return open_checkpoint(path, Source(shown(path.resolve().name), "local", None, declared_license(path)))
     if (file := _file(model)) is not None:
         raise ModelNotFound(f"{a_file(*file)}{_hint(file[0].stem)}")
     if _looks_like_path(model):
@@ -240,8 +241,9 @@ def _neighbours(model: str) -> str:
 
 def _similar(hub: str) -> str:
     """Models of the catalogue with nearly this id."""
-    close = difflib.get_close_matches(hub.lower(), [e.hub.lower() for e in _entries() if e.hub is not None], n=2, cutoff=0.8)
-    return f" Did you mean {' or '.join(e.hub for e in _entries() if e.hub is not None and e.hub.lower() in close)}?" if close else ""
+    listed = {e.hub.lower(): e.hub for e in _entries() if e.hub is not None}
+    close = difflib.get_close_matches(hub.lower(), listed, n=2, cutoff=0.8)
+    return f". Did you mean {' or '.join(listed[name] for name in close)}?" if close else ""
 
 
 def _hint(stem: str) -> str:

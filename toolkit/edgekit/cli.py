@@ -10,6 +10,7 @@ from edgekit import __version__
 from edgekit.commands.build import build
 from edgekit.commands.cache import cache
 from edgekit.commands.check import doctor, inspect, verify
+from edgekit.commands.common import Commands
 from edgekit.commands.listing import devices, models, targets
 from edgekit.commands.measure import profile
 from edgekit.commands.package import package
@@ -20,6 +21,7 @@ from edgekit.commands.talk import chat, run
 
 app = typer.Typer(
     name="edge",
+    cls=Commands,
     help="Quantize a small language model once and run it on any edge engine.",
     epilog="Exit codes: 0 done, 1 anything else, 2 usage, 3 model, 4 target, 5 engine missing, 6 artifact, 7 context overrun, "
     "8 chat template, 9 output, 10 download, 11 engine, 12 fidelity, 14 signature, 15 performance, 16 does not fit the device, "

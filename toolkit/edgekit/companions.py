@@ -9,7 +9,9 @@ from pathlib import Path
 from edgekit.artifact import TokenInfo
 from edgekit.checkpoint import Checkpoint
 from edgekit.confine import Confined, Here
-from edgekit.errors import ConfigError, TemplateError
+from edgekit.errors import CheckpointError, ConfigError, TemplateError
+from edgekit.files import shown
+from edgekit.round_trip import check_round_trip
 from edgekit.runtime.chat import VECTOR_TIME, ChatTemplate
 from edgekit.runtime.templates import ChatTemplates
 from edgekit.runtime.tokenizer import Tokenizer
@@ -48,6 +50,7 @@ def read_companions(checkpoint: Checkpoint, vocab_size: int) -> Companions:
     sources = read_sources(directory, json_object(directory / "tokenizer_config.json"))
     read = read_tokenizer(directory, vocab_size, sources.default)
     tokenizer = read.tokenizer
+    check_round_trip(tokenizer, str(directory / "tokenizer.json"))
     chat = _compiled(sources, read.named, tokenizer.backend.process)
     bos = _bos(read.named, generation, checkpoint.config, tokenizer)
     ends = range(vocab_size, vocab_size + len(read.left_out))  # no row of lm_head stands for these, so none can be generated
@@ -88,6 +91,8 @@ def companion_files(directory: Path) -> list[Path]:
     files = [*(directory / name for name in COPIED if (directory / name).is_file()), *legal]
     for path in files:
         check_link(path, directory)
+        if shown(path.name) != path.name:
+            raise CheckpointError(f"{path}: its name is no UTF-8, so no manifest can list it; rename it, or remove it")
     return files
 
 

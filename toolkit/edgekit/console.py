@@ -1,6 +1,7 @@
 """What the ``edge`` command prints: progress, tables, JSON. Nothing else in edgekit prints."""
 
 import contextlib
+import io
 import json
 import math
 import os
@@ -8,9 +9,12 @@ import re
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TextIO
 
+from edgekit.errors import OutputError
 from edgekit.progress import COUNTED, Progress, silent
+from edgekit.redact import without_secrets
 
 BAR = 24  # characters
 REDRAW = 0.1  # seconds between two drawings of a bar
@@ -23,6 +27,12 @@ def make_safe() -> None:
     A console that cannot show a character (Windows code pages, LANG=C) gets a question mark, not a crash. Input that is piped needs
     nothing here: ``talk`` reads its bytes.
     """
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by the shell (>&-): nobody wants to hear it
+            setattr(sys, name, Stdout(Path(os.devnull).open("wb"), encoding="utf-8"))  # noqa: SIM115  (until the process ends)
+    if type(sys.stdout) is io.TextIOWrapper:
+        old = sys.stdout
+        sys.stdout = Stdout(old.buffer, old.encoding, old.errors, line_buffering=old.line_buffering, write_through=old.write_through)
     for stream in (sys.stdout, sys.stderr):
         if not hasattr(stream, "reconfigure"):
             continue
@@ -30,6 +40,71 @@ def make_safe() -> None:
             stream.reconfigure(errors="replace")
         else:
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")  # file names may hold what is no character
+
+
+@contextlib.contextmanager
+def printing() -> Iterator[None]:
+    """All that the block prints has arrived at its end. A closed pipe is a quiet end with 1; a stdout that takes no more an error with 9.
+
+    Raises SystemExit then.
+    """
+    try:
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        _silence()
+        raise SystemExit(1) from None
+    except Unwritable as error:
+        _silence()
+        notice(f"edge: error: cannot write to standard output: {error.strerror or error}; what was printed is not complete")
+        raise SystemExit(OutputError.exit_code) from None
+
+
+class Unwritable(OSError):
+    """stdout takes no more: the disk behind it is full, or its device gone. Told from the same trouble with a file by its type."""
+
+
+class Stdout(io.TextIOWrapper):
+    """What ``make_safe`` puts in place of Python's, over the same bytes."""
+
+    def write(self, text: str, /) -> int:
+        with _unwritable():
+            return super().write(text)
+
+    def flush(self) -> None:
+        with _unwritable():
+            super().flush()
+
+
+@contextlib.contextmanager
+def _unwritable() -> Iterator[None]:
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise Unwritable(error.errno, error.strerror) from error
+
+
+def _silence() -> None:
+    """What is still buffered has nowhere to go; else the interpreter would complain while it closes stdout."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def visible(text: str, also: str = "") -> str:
+    """``text`` with what a terminal would obey, or show in another order, written as escapes: names and messages come from strangers."""
+    return re.sub(f"[{_OBEYED}{also}]", lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+_OBEYED = "\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069"
+"""Controls but line feed and tab, and what turns the direction of text or breaks lines."""
+
+
+def show(text: str) -> None:
+    """Lines on stdout."""
+    print(visible(text))
 
 
 def show_json(data: object) -> None:
@@ -40,14 +115,14 @@ def show_json(data: object) -> None:
 def show_json_text(text: str) -> None:
     """A document that is JSON already. What stdout cannot hold is escaped, so that nothing is lost."""
     utf8 = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
-    lost = "[\ud800-\udfff]" if utf8 else "[^\x00-\x7f]"
-    print(re.sub(lost, lambda found: json.dumps(found[0])[1:-1], text))
+    lost = f"[\ud800-\udfff{_OBEYED}]" if utf8 else "[^\n\x20-\x7e]"
+    print(re.sub(lost, lambda found: json.dumps(found[0])[1:-1] if found[0] != "\x7f" else "\\u007f", text))
 
 
 def stream(text: str) -> None:
-    """A piece of an answer, at once."""
+    """A piece of an answer, at once; as it is, but to a terminal, which must not obey it."""
     if text:
-        sys.stdout.write(text)
+        sys.stdout.write(visible(text) if sys.stdout.isatty() else text)
         sys.stdout.flush()
 
 
@@ -56,13 +131,14 @@ def hide(text: str) -> None:
 
 
 def notice(text: str) -> None:
-    """A line about what is going on, on stderr."""
-    print(text, file=sys.stderr, flush=True)
+    """A line about what is going on, on stderr. Where that takes nothing the work goes on."""
+    with contextlib.suppress(OSError):
+        print(visible(without_secrets(text)), file=sys.stderr, flush=True)
 
 
 def show_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Left-aligned columns, two spaces apart."""
-    print("\n".join(table_lines(head, rows)))
+    show("\n".join(table_lines(head, [[visible(cell, "\n\t") for cell in row] for row in rows])))
 
 
 def table_lines(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
@@ -75,7 +151,8 @@ def show_pairs(lines: Sequence[tuple[str, str]]) -> None:
     """Labels in one column, text in the next."""
     width = max(len(label) for label, _ in lines)
     for label, text in lines:
-        print(f"{label:<{width}}  {text}")
+        line = visible(text, "\n\t")
+        show(f"{label:<{width}}  {line}")
 
 
 def size(count: float) -> str:
@@ -120,18 +197,20 @@ class Display:
         if self.ended or not (end or now - self.drawn >= (REDRAW if self.bar else NOTICE)):
             return
         self.drawn = now
-        text = self._text(done, total, now - self.began, end)
-        self.stream.write(f"\r{text:<{self.width}}" if self.bar else f"{text}\n")
-        self.width = len(text)
-        if end:
-            self.close()
-        self.stream.flush()
+        text = visible(self._text(done, total, now - self.began, end))
+        with contextlib.suppress(OSError):  # a full disk behind stderr ends no build
+            self.stream.write(f"\r{text:<{self.width}}" if self.bar else f"{text}\n")
+            self.width = len(text)
+            if end:
+                self.close()
+            self.stream.flush()
 
     def close(self) -> None:
         """Leaves the bar's line, so that what is printed next begins on its own."""
         if self.bar and not self.ended and self.stage:
-            self.stream.write("\n")
-            self.stream.flush()
+            with contextlib.suppress(OSError):
+                self.stream.write("\n")
+                self.stream.flush()
         self.ended = True
 
     def _text(self, done: int, total: int, seconds: float, end: bool) -> str:

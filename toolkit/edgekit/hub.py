@@ -15,12 +15,20 @@ from edgekit.errors import CheckpointError, ConfigError, DownloadError, EdgekitE
 from edgekit.fetch import TIMEOUT, beginning, chain, check, fetch, patiently
 from edgekit.foreign import BEGINNING, absent_weights, check_beginning
 from edgekit.progress import Progress
+from edgekit.redact import without_secrets as without_secrets
 
 # Weights, configuration and tokenizer; never pickles or code.
 LEGAL = ["LICENSE*", "License*", "license*", "LICENCE*", "NOTICE*", "Notice*", "notice*", "USE_POLICY*"]
 WANTED = ["*.safetensors", "*.json", "*.jinja", "README.md", *LEGAL]
-# Subdirectories hold other formats (onnx/, original/); consolidated.* is Mistral's second copy of the weights.
-UNWANTED = ["*/*", "consolidated*", "adapter_*"]
+TEMPLATES = "additional_chat_templates"
+# Other subdirectories hold other formats (onnx/, original/): patterns of every path with a slash that does not begin with that folder's,
+# as patterns know no "but". consolidated.* is Mistral's second copy of the weights.
+OTHER_FOLDERS = [
+    pattern
+    for i, letter in enumerate(TEMPLATES + "/")
+    for pattern in ([f"{TEMPLATES[:i]}/*"] if i < len(TEMPLATES) else []) + [f"{TEMPLATES[:i]}[!{letter}]*/*"]
+]
+UNWANTED = [*OTHER_FOLDERS, f"{TEMPLATES}/*/*", f"{TEMPLATES}/*[!a]", "consolidated*", "adapter_*"]
 NO_WEIGHTS = "has no safetensors on the hub, and PyTorch pickles are not read. Take a repository that has them, or convert it."
 OLDEST = (1, 2)  # of huggingface_hub: reports bytes while a file is under way
 COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -260,7 +268,7 @@ def _translated(api: Any, error: BaseException, model: str, revision: str | None
 
     at = f"{model} at revision {revision}" if revision else model
     if any_is(errors.HFValidationError):
-        return UsageError(f"{model!r} is no hub id: {error}")
+        return UsageError(without_secrets(f"{model!r} is no hub id: {error}"))
     if any_is(errors.GatedRepoError):
         return DownloadError(
             f"{model} is gated: accept its licence at https://huggingface.co/{model}, then run `hf auth login` or set HF_TOKEN"
@@ -289,10 +297,3 @@ def _translated(api: Any, error: BaseException, model: str, revision: str | None
         f"{at} could not be downloaded: {reason}. Run it again: a download goes on where it stopped; "
         "--offline takes what is in the cache already"
     )
-
-
-def without_secrets(text: str) -> str:
-    """A URL's password, the signature behind its question mark, and whatever looks like a token."""
-    text = re.sub(r"//[^/@\s]+@", "//***@", text)
-    text = re.sub(r"(https?://[^\s?'\"]+)\?[^\s'\"]*", r"\1?***", text)
-    return re.sub(r"\bhf_\w{6,}", "hf_***", text)

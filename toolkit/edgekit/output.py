@@ -15,6 +15,7 @@ from edgekit.artifact import MANIFEST, Manifest, read_artifact
 from edgekit.errors import ArtifactError, OutputError
 from edgekit.files import beside
 from edgekit.lock import Held, locked
+from edgekit.redact import without_secrets
 
 
 @contextlib.contextmanager
@@ -298,6 +299,7 @@ def _as_output_error(output: Path) -> Iterator[None]:
         yield
     except OSError as error:
         # A file elsewhere, such as the checkpoint's, is named as it is: advice about the output would mislead.
-        here = error.filename is None or output.absolute().parent in Path(os.fsdecode(error.filename)).absolute().parents
+        place = Path(os.fsdecode(error.filename)).absolute() if error.filename is not None else None
+        here = place is None or output.absolute().parent in place.parents or place in output.absolute().parents
         advice = _ADVICE.get(error.errno or 0) if here else None
-        raise OutputError(f"cannot write {output}: {advice or error}") from error
+        raise OutputError(f"cannot write {output}: {advice or without_secrets(str(error))}") from error

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TextIO
 
+from edgekit import console
 from edgekit.errors import ContextOverflow, TemplateError, UsageError
 from edgekit.runtime import Runtime, Sampling
 from edgekit.runtime.generate import Finish, Step
@@ -257,7 +258,7 @@ def ask() -> str:
 
 
 def _note(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    console.notice(text)
 
 
 def _speed(tokens: int, seconds: float) -> dict[str, float]:

@@ -66,7 +66,7 @@ class Texts:
             # A file may ask for padding or cutting to a length, meant for training; a prompt is taken as it is.
             backend.no_truncation()
             backend.no_padding()
-            decoder = None if backend.decoder is None else json.loads(backend.decoder.__getstate__())
+            normalizer, decoder = _state(backend.normalizer), _state(backend.decoder)
         except FileNotFoundError:
             raise ArtifactError(f"{path} is missing; copy the whole artifact again or rebuild it") from None
         except MemoryError:
@@ -79,7 +79,9 @@ class Texts:
         return {
             "digest": hashlib.sha256(content).hexdigest(),
             "size": backend.get_vocab_size(),
+            "normalizer": normalizer,
             "decoder": decoder,
+            "unknown": backend.token_to_id(getattr(backend.model, "unk_token", None) or ""),
             "added": _added(backend),
             "bytes": [backend.token_to_id(f"<0x{byte:02X}>") for byte in range(256)],
         }
@@ -145,7 +147,7 @@ _KEEPING = frozenset(
 def _reach(backend: Any) -> dict[str, object] | None:
     parts: list[dict[str, Any]] = []
     for part in (backend.normalizer, backend.pre_tokenizer):
-        waiting = [] if part is None else [json.loads(part.__getstate__())]
+        waiting = [] if part is None else [_state(part)]
         while waiting:
             here = waiting.pop()
             parts.append(here)
@@ -183,6 +185,11 @@ def byte_level() -> dict[str, int]:
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [n for n in range(256) if n not in printable]
     return {chr(n): n for n in printable} | {chr(256 + i): n for i, n in enumerate(others)}
+
+
+def _state(part: Any) -> Any:
+    """A part as tokenizer.json has it."""
+    return None if part is None else json.loads(part.__getstate__())
 
 
 def _content(path: str) -> bytes:

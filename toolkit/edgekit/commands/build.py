@@ -1,6 +1,5 @@
 """``edge build``."""
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -126,8 +125,8 @@ def build(
             fail(error, {"written": written} if json else None)
         written.append({"directory": str(directory), **listing.summary(manifest)})
         if not (quiet or json):
-            print(f"{directory}: {listing.headline(manifest)}")
+            console.show(f"{directory}: {listing.headline(manifest)}")
         if reason := manifest.conformance.greedy.reason:
-            print(f"edge: note: {directory} is built, but was not tried here: {reason}", file=sys.stderr)
+            console.notice(f"edge: note: {directory} is built, but was not tried here: {reason}")
     if json:
         console.show_json(written)

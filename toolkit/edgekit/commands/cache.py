@@ -44,4 +44,4 @@ def prune(
     if json:
         console.show_json({"directory": str(opened.directory), **asdict(pruned)})
     else:
-        print(listing.pruned_line(pruned))
+        console.show(listing.pruned_line(pruned))

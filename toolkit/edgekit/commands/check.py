@@ -1,6 +1,5 @@
 """``edge inspect``, ``edge verify`` and ``edge doctor``: is it what it should be?"""
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -83,9 +82,9 @@ def verify(
     if json:
         console.show_json(found.as_json())
     elif not quiet:
-        print("\n".join(found.as_lines()))
+        console.show("\n".join(found.as_lines()))
     for problem in found.problems:
-        print(f"edge: error: {problem.message}", file=sys.stderr)
+        console.notice(f"edge: error: {problem.message}")
     if found.problems:
         raise typer.Exit(found.problems[0].exit_code)
 

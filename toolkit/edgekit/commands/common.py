@@ -1,15 +1,16 @@
 """What every command shares: options with one meaning, and how an error becomes a message and an exit code."""
 
 import functools
-import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn, ParamSpec
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, ParamSpec
 
 import typer
+import typer.core
 
 from edgekit.errors import EdgekitError
+from edgekit.redact import without_secrets
 
 if TYPE_CHECKING:
     from edgekit.signing import Trust
@@ -33,24 +34,21 @@ Threads = Annotated[int | None, typer.Option("--threads", min=1, help="Threads o
 
 
 def command(call: Callable[P, None]) -> Callable[P, None]:
-    """Turns an EdgekitError into its message and exit code, Ctrl-C into 130, and a closed pipe into a quiet end."""
+    """Turns an EdgekitError into its message and exit code, Ctrl-C into 130, and an end of stdout into what ``printing`` says."""
 
     @functools.wraps(call)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> None:
         from edgekit import console
 
         console.make_safe()
-        try:
-            call(*args, **kwargs)
-        except EdgekitError as error:
-            fail(error, {} if kwargs.get("json") else None)
-        except KeyboardInterrupt:
-            print("\nedge: interrupted", file=sys.stderr)
-            raise typer.Exit(INTERRUPTED) from None
-        except BrokenPipeError:
-            # What is still buffered has nowhere to go; else the interpreter would complain while it closes stdout.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            raise typer.Exit(1) from None
+        with console.printing():
+            try:
+                call(*args, **kwargs)
+            except EdgekitError as error:
+                fail(error, {} if kwargs.get("json") else None)
+            except KeyboardInterrupt:
+                console.notice("\nedge: interrupted")
+                raise typer.Exit(INTERRUPTED) from None
 
     return wrapped
 
@@ -60,13 +58,48 @@ def fail(error: EdgekitError, document: dict[str, object] | None) -> NoReturn:
     from edgekit import console
 
     if document is not None:
-        console.show_json({"error": _described(error), **document})
-    print(f"edge: error: {error}", file=sys.stderr)
+        console.show_json({"error": described(type(error).__name__, str(error), error.exit_code), **document})
+    console.notice(f"edge: error: {error}")
     raise typer.Exit(error.exit_code) from None
 
 
-def _described(error: EdgekitError) -> dict[str, object]:
-    return {"kind": type(error).__name__, "message": str(error), "exit_code": error.exit_code}
+def described(kind: str, message: str, code: int) -> dict[str, object]:
+    """An error as every ``--json`` has it."""
+    return {"kind": kind, "message": without_secrets(message), "exit_code": code}
+
+
+class Commands(typer.core.TyperGroup):
+    """The root command: what the command line itself has wrong is told as every other error is, in JSON too where that is asked for."""
+
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        windows_expand_args: bool = True,
+        **extra: Any,
+    ) -> Any:
+        from edgekit import console
+
+        given = list(sys.argv[1:] if args is None else args)
+        console.make_safe()
+        with console.printing():
+            try:
+                code = super().main(args, prog_name, complete_var, False, windows_expand_args, **extra)
+            except CLICK as error:
+                wrong: Any = error
+                if "--json" in given[: given.index("--") if "--" in given else None]:
+                    console.show_json({"error": described("UsageError", wrong.format_message(), wrong.exit_code)})
+                wrong.show()
+                code = wrong.exit_code
+            if standalone_mode:
+                raise SystemExit(code if isinstance(code, int) else 0)
+            return code
+
+
+CLICK: type[Exception] = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
+"""typer's own copy of click's, or click's, by its version."""
 
 
 def make_trust(keys: list[Path] | None, release: int = 0) -> "Trust | None":

@@ -64,6 +64,7 @@ def profile(
     """Measure an artifact on this machine: load, prompts, decoding, memory, energy; or compare two such profiles."""
     from edgekit import console
     from edgekit.artifact import load_artifact
+    from edgekit.files import shown
     from edgekit.profile import judging, report, run, saving
 
     trust = make_trust(trusted_key, min_release)
@@ -80,7 +81,7 @@ def profile(
         before = report.read(baseline) if baseline is not None else None
         names = ("baseline", "now")
         wanted = report.Settings(tuple(prompt or ()), tokens, rounds, loads, threads, sustained)
-        said = "edge " + shlex.join(sys.argv[1:])
+        said = shown("edge " + shlex.join(sys.argv[1:]))
         tell = console.hide if quiet else console.notice
         if on is None:
             found = run.profile(directory, wanted, journal_path=journal, trace=trace, command=said, tell=tell, trust=trust)
@@ -115,9 +116,9 @@ def profile(
     if json:
         console.show_json(judging.as_json(seen, measured=compare is None))
     else:
-        print("\n".join(judging.as_lines(seen)))
+        console.show("\n".join(judging.as_lines(seen)))
     for problem in seen.problems:
-        print(f"edge: error: {problem}", file=sys.stderr)
+        console.notice(f"edge: error: {problem}")
     if seen.problems:
         raise typer.Exit(seen.problems[0].exit_code)
 

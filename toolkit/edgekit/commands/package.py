@@ -63,4 +63,4 @@ def package(
     if json:
         console.show_json({"directory": str(out), **said})
     elif not quiet:
-        print(f"{out}: {said['model']} for {kind}; begin with its README.md")
+        console.show(f"{out}: {said['model']} for {kind}; begin with its README.md")

@@ -1,6 +1,5 @@
 """``edge plan``."""
 
-import sys
 from typing import Annotated
 
 import typer
@@ -44,5 +43,5 @@ def plan(
     else:
         console.show_table(*report.table)
     if report.problem is not None:
-        print(f"edge: error: {report.problem}", file=sys.stderr)
+        console.notice(f"edge: error: {report.problem}")
         raise typer.Exit(report.problem.exit_code)

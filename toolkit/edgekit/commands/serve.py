@@ -35,6 +35,9 @@ def serve(
     queue: Annotated[int, typer.Option("--queue", min=1, help="Requests that may wait; the next is told to come back (429).")] = 64,
     timeout: Annotated[float, typer.Option("--timeout", min=1.0, help="Seconds for a request, its wait included.")] = 600.0,
     drain: Annotated[float, typer.Option("--drain", min=1.0, help="Seconds for answers under way when it is told to end.")] = 30.0,
+    forget: Annotated[
+        bool, typer.Option("--forget", help="Keep nothing of a request for the next: cached_tokens and time tell what others asked.")
+    ] = False,
     threads: Threads = None,
     trusted_key: TrustedKey = None,
     min_release: MinRelease = 0,
@@ -51,6 +54,7 @@ def serve(
         key=_key(api_key_file),
         hosts=tuple(allow_host or ()),
         drain=drain,
+        forget=forget,
         limits=Limits(queue=queue, seconds=timeout, body=max_body, messages=max_messages, choices=max_choices, tokens=max_tokens),
     )
     check_exposure(settings, insecure=no_api_key)

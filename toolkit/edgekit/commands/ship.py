@@ -24,7 +24,7 @@ def keygen(
     if json:
         console.show_json({"private": str(private), "public": str(public)})
     else:
-        print(f"{private}: private, keep it secret\n{public}: public, for --trusted-key")
+        console.show(f"{private}: private, keep it secret\n{public}: public, for --trusted-key")
 
 
 @command
@@ -46,7 +46,7 @@ def sign(
     if json:
         console.show_json({"directory": str(directory), "release": manifest.release})
     elif not quiet:
-        print(f"{directory}: signed, release {'without a number' if manifest.release is None else manifest.release}")
+        console.show(f"{directory}: signed, release {'without a number' if manifest.release is None else manifest.release}")
 
 
 @command
@@ -72,7 +72,7 @@ def diff(
     if json:
         console.show_json({"file": str(out), **asdict(made)})
     elif not quiet:
-        print(f"{out}: {made.bytes / 1e6:,.2f} MB for an artifact of {made.total / 1e6:,.2f} MB")
+        console.show(f"{out}: {made.bytes / 1e6:,.2f} MB for an artifact of {made.total / 1e6:,.2f} MB")
 
 
 @command
@@ -98,7 +98,7 @@ def apply(
     if json:
         console.show_json({"directory": str(out or directory), **listing.summary(manifest)})
     elif not quiet:
-        print(f"{out or directory}: {listing.headline(manifest)}")
+        console.show(f"{out or directory}: {listing.headline(manifest)}")
 
 
 Address = Annotated[str, typer.Argument(metavar="ADDRESS", help="hf://org/name[@revision] or oci://host/path[:tag].", show_default=False)]
@@ -123,7 +123,7 @@ def push(
     if json:
         console.show_json({"address": exact})
     elif not quiet:
-        print(exact)
+        console.show(exact)
 
 
 @command
@@ -145,7 +145,7 @@ def pull(
     if json:
         console.show_json({"directory": str(out), **listing.summary(manifest)})
     elif not quiet:
-        print(f"{out}: {listing.headline(manifest)}")
+        console.show(f"{out}: {listing.headline(manifest)}")
 
 
 @command
@@ -162,4 +162,4 @@ def rollback(
     if json:
         console.show_json({"directory": str(directory), **listing.summary(manifest)})
     elif not quiet:
-        print(f"{directory}: {listing.headline(manifest)}")
+        console.show(f"{directory}: {listing.headline(manifest)}")

@@ -65,7 +65,7 @@ def run(
     else:
         console.stream("\n")
     if stats:
-        print(answer.as_line(), file=sys.stderr)
+        console.notice(answer.as_line())
     if answer.finish == "interrupted":
         raise KeyboardInterrupt
 

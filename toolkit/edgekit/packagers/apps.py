@@ -14,8 +14,14 @@ def facts(artifact: Artifact) -> dict[str, object]:
 
 
 def check_app(artifact: Artifact, settings: Settings, kind: str) -> None:
-    """Raises UsageError: options of Python's packages, or no chat template."""
+    """Raises UsageError: options of Python's packages, a tokenizer that genai cannot read, or no chat template."""
     refuse_python(settings, kind)
+    details = artifact.manifest.engine.details
+    if details.get("genai_tokenizer") == "unusable":
+        raise UsageError(
+            f"{artifact.directory}: a package for {kind} uses onnxruntime-genai's tokenizer, which does not fit this model "
+            f"({details.get('genai_tokenizer_note')}); package it for python or linux-service, which use edgekit's"
+        )
     if artifact.manifest.chat_template is None:
         raise UsageError(f"{artifact.directory} has no chat template, and the application is for conversations; give an instruct model")
 

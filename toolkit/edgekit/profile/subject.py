@@ -7,6 +7,7 @@ from pathlib import Path
 from edgekit import strict_json
 from edgekit.artifact import MANIFEST, Artifact, Manifest
 from edgekit.engines.observing import observer
+from edgekit.files import shown
 from edgekit.profile.report import Subject
 
 TEXT = (".json", ".jinja", ".md", ".txt", ".xml")
@@ -20,7 +21,7 @@ def subject(artifact: Artifact) -> Subject:
     head = _number(config, "head_dim", _number(config, "hidden_size", 0) // heads)
     numbers = 2 * layers * _number(config, "num_key_value_heads", heads) * head
     return Subject(
-        directory=str(artifact.directory),
+        directory=shown(artifact.directory),
         manifest_sha256=hashlib.sha256((artifact.directory / MANIFEST).read_bytes()).hexdigest(),
         model=manifest.model.name,
         parameters=manifest.model.parameters,

@@ -190,6 +190,10 @@ class Runtime:
         """From another thread: ends the rendering or encoding that is under way, which raises EngineError."""
         self.tokenizer.backend.interrupt()
 
+    def forget(self) -> None:
+        """What the next call brings is computed from its first token, whatever was asked before."""
+        self._cache.clear()
+
     def close(self) -> None:
         """Frees the model. Calling it twice is allowed."""
         self.session.close()

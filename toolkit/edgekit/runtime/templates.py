@@ -62,10 +62,13 @@ class ChatTemplates:
 
     @staticmethod
     def _without(template: ChatTemplate, messages: Messages, ask: bool, now: datetime) -> str | None:
-        try:
-            return template.render(messages, add_generation_prompt=ask, now=now)
-        except TemplateError:
-            return None  # it takes such a chat with tools only
+        nothing: tuple[list[Mapping[str, object]] | None, ...] = (None, [])  # a loop over the tools may need a list
+        for none in nothing:
+            try:
+                return template.render(messages, add_generation_prompt=ask, tools=none, now=now)
+            except TemplateError:
+                continue
+        return None  # it takes such a chat with tools only
 
 
 def open_templates(directory: Path, manifest: Manifest, process: Confined | Here | None = None) -> ChatTemplates | None:

@@ -77,6 +77,18 @@ class Backend:
         return found
 
     @property
+    def normalizer(self) -> Mapping[str, Any] | None:
+        """As tokenizer.json has it."""
+        found: Mapping[str, Any] | None = self._known["normalizer"]
+        return found
+
+    @property
+    def unknown(self) -> int | None:
+        """The id of what stands for characters that the vocabulary lacks."""
+        found: int | None = self._known["unknown"]
+        return found
+
+    @property
     def byte_tokens(self) -> Sequence[int | None]:
         """Ids of ``<0x00>`` to ``<0xFF>``, None where there is none."""
         found: Sequence[int | None] = self._known["bytes"]

@@ -87,7 +87,7 @@ class Server:
 
 def make_app(runtime: Runtime, settings: Settings, syntax: ToolSyntax | None, print_: str) -> ASGIApp:
     """The whole server as an ASGI application. Its worker lives until the application's shutdown; the runtime stays open."""
-    worker: Worker[Event] = Worker(runtime, queue=settings.limits.queue)
+    worker: Worker[Event] = Worker(runtime, queue=settings.limits.queue, forget=settings.forget)
     metrics = Metrics(lambda: worker.waiting, lambda: float(worker.running))
     shared = Shared(Vocabulary(), metrics.used, settings.limits.tokens)
     server = Server(settings, worker, metrics, shared, syntax, runtime.context, print_, int(time.time()))

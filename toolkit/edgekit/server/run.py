@@ -4,10 +4,10 @@ import hashlib
 import os
 import signal
 import socket
-import sys
 import time
 from types import FrameType
 
+from edgekit import console
 from edgekit.artifact import MANIFEST, Artifact
 from edgekit.errors import EngineMissing, TemplateError, UsageError
 from edgekit.runtime import open_runtime
@@ -36,7 +36,7 @@ class _Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
-        print(self._greeting, file=sys.stderr, flush=True)
+        console.notice(self._greeting)
         service.tell("READY=1")
 
     async def on_tick(self, counter: int) -> bool:

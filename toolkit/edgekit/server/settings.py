@@ -31,7 +31,8 @@ class Limits:
 @dataclass(frozen=True)
 class Settings:
     """model: the name clients ask for. key: what they have to send, None for nothing. hosts: names besides IP addresses and localhost
-    under which the server may be addressed. drain: seconds that answers may still take once it is told to end."""
+    under which the server may be addressed. drain: seconds that answers may still take once it is told to end. forget: nothing of a request
+    is kept for the next one, which may be another client's (docs/security.md)."""
 
     model: str
     host: str = "127.0.0.1"
@@ -39,6 +40,7 @@ class Settings:
     key: str | None = None
     hosts: tuple[str, ...] = ()
     drain: float = 30.0
+    forget: bool = False
     limits: Limits = Limits()
 
 

@@ -46,10 +46,10 @@ class Ticket(Generic[T]):
 
 
 class Worker(Generic[T]):
-    """Does one ticket's work after the other on one thread, since a Runtime is for one at a time."""
+    """Does one ticket's work after the other on one thread, since a Runtime is for one at a time. forget: each from its first token."""
 
-    def __init__(self, runtime: Runtime, *, queue: int) -> None:
-        self._runtime, self._most = runtime, queue
+    def __init__(self, runtime: Runtime, *, queue: int, forget: bool = False) -> None:
+        self._runtime, self._most, self._forget = runtime, queue, forget
         self._waiting: collections.deque[Ticket[T]] = collections.deque()
         self._current: Ticket[T] | None = None
         self._changed = threading.Condition()
@@ -122,6 +122,8 @@ class Worker(Generic[T]):
     def _work(self, ticket: Ticket[T]) -> Problem | None:
         """Sends the parts of an answer; returns how it ended. Nothing that a request does ends the thread."""
         try:
+            if self._forget:
+                self._runtime.forget()
             with contextlib.closing(ticket.work(self._runtime)) as parts:
                 for part in parts:
                     if ticket.cancelled:

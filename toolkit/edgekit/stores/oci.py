@@ -19,6 +19,7 @@ from edgekit.artifact import MANIFEST, SIGNATURE, Artifact, FileInfo, Manifest
 from edgekit.errors import ArtifactError, DownloadError, EngineMissing, ModelNotFound, OutputError
 from edgekit.output import writing
 from edgekit.progress import Progress
+from edgekit.redact import without_secrets
 from edgekit.signing import Trust
 from edgekit.stores.place import LIMITS, RegistryPlace, check_head
 
@@ -100,7 +101,7 @@ def _client(place: RegistryPlace) -> Iterator[tuple[Any, Any]]:
     """oras' client, with the credentials of Docker's configuration, and its name for the place; its errors become ours."""
     try:
         provider, containers = importlib.import_module("oras.provider"), importlib.import_module("oras.container")
-        requests = importlib.import_module("requests")
+        requests, urllib3 = importlib.import_module("requests"), importlib.import_module("urllib3")
     except ImportError:
         raise EngineMissing('OCI registries need the package oras: pip install "edgekit[oci]"') from None
     client = provider.Registry(hostname=place.host, insecure=place.plain)
@@ -110,15 +111,16 @@ def _client(place: RegistryPlace) -> Iterator[tuple[Any, Any]]:
     try:
         client.auth.load_configs(container)
         yield client, container
-    except requests.exceptions.RequestException as error:
-        raise DownloadError(f"{place}: the registry could not be reached: {_without_address(error)}; run it again") from None
+    except (requests.exceptions.RequestException, urllib3.exceptions.HTTPError) as error:
+        raise _unreachable(place, error) from None
     except ValueError as error:
-        raise DownloadError(f"{place}: the registry refused: {error}. Is the name right, and are you logged in (docker login)?") from None
+        said = without_secrets(str(error))
+        raise DownloadError(f"{place}: the registry refused: {said}. Is the name right, and are you logged in (docker login)?") from None
 
 
-def _without_address(error: Exception) -> str:
-    """The kind of error: its text holds addresses, which may hold tokens."""
-    return type(error).__name__
+def _unreachable(place: object, error: Exception) -> DownloadError:
+    """Says the kind of error: its text holds addresses, which may hold tokens."""
+    return DownloadError(f"{place}: the registry could not be reached: {type(error).__name__}; run it again")
 
 
 def _expect(response: Any, statuses: tuple[int, ...]) -> Any:
@@ -193,9 +195,10 @@ def _download(client: Any, container: Any, info: FileInfo, file: BinaryIO, name:
                 digest.update(block)
                 have, tries = have + len(block), 0
                 yield len(block)
-        except requests.exceptions.RequestException:
+        except requests.exceptions.RequestException as error:
             if tries == len(WAITS):
-                raise
+                # Here, not in ``_client``: these are OSErrors, too, and ``writing`` would take them for the disk's.
+                raise _unreachable(container, error) from None
         if have < info.bytes:
             if tries == len(WAITS):
                 raise DownloadError(f"{container}: {name} was cut off again and again; run it again")

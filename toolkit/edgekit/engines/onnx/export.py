@@ -14,6 +14,7 @@ from edgekit.engines.onnx.kv_cache import Scales, fit_scales
 from edgekit.engines.onnx.options import OnnxOptions, onnx_options
 from edgekit.engines.onnx.providers import PROVIDERS
 from edgekit.engines.onnx_format import weights
+from edgekit.engines.onnx_format.genai_tokenizer import compared
 from edgekit.engines.onnx_format.proto import Graph, serialize
 from edgekit.errors import TargetError
 from edgekit.models import Model
@@ -83,6 +84,7 @@ def export(
             "accuracy_level": options.accuracy_level,
             "kv_dtype": "int8" if int8 else options.precision,
             "provider": options.provider,
+            **compared(companions, directory),
         },
     )
 

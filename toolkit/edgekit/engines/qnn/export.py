@@ -16,6 +16,7 @@ from edgekit.cache import group_name
 from edgekit.companions import read_companions
 from edgekit.engines.exported import Exported, Footprint
 from edgekit.engines.onnx_format import weights
+from edgekit.engines.onnx_format.genai_tokenizer import compared
 from edgekit.engines.onnx_format.proto import serialize
 from edgekit.engines.qnn.calibration import calibrate
 from edgekit.engines.qnn.compiler import FINALIZATION, INSTALL, REQUIRES, TURNS_VERSION, compile_part, read_compiled, turns
@@ -79,6 +80,8 @@ def export(
     about = details(layout, model, directory)
     name, config = configuration(layout, model, companions.tokens, directory)
     (directory / name).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8", newline="\n")
+    if isinstance(layout, Pipeline):
+        about = {**about, **compared(companions, directory)}
     return Exported(
         engine_requires=REQUIRES if isinstance(layout, Pipeline) else {},
         bits_per_weight=bits_per_weight(layout, model),
