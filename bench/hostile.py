@@ -88,9 +88,11 @@ def main() -> None:
         names = [*hostile.tokenizers(Path(folder)), *hostile.costly_tokenizers(Path(folder))]
     tasks = [*(("template", name) for name in hostile.TEMPLATES), *(("tokenizer", name) for name in names)]
     with get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
-        rows = list(pool.imap(cost, tasks))
-    for name, ended, seconds, megabytes in sorted(rows, key=lambda row: -row[2]):
-        print(f"{seconds:7.2f} s {megabytes:7.0f} MB  {name}: {ended}")
+        rows = []
+        for row in pool.imap(cost, tasks):
+            rows.append(row)
+            name, ended, seconds, megabytes = row
+            print(f"{seconds:7.2f} s {megabytes:7.0f} MB  {name}: {ended}", flush=True)
     for kind in ("template", "tokenizer"):
         found = [row for row in rows if row[0].startswith(kind)]
         print(f"{len(found)} {kind}s; longest {max(row[2] for row in found):.2f} s, most memory {max(row[3] for row in found):.0f} MB")
