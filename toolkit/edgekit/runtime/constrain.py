@@ -5,7 +5,6 @@ within the tokens that are left (closing.py). A token after which no such text i
 text is written out. A limit within which no valid answer is found is refused before the engine runs.
 """
 
-import functools
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -191,7 +190,6 @@ def _is_byte_level(decoder: Mapping[str, Any]) -> bool:
     return "ByteLevel" in kinds and set(kinds) <= {"ByteLevel", "Fuse"}
 
 
-@functools.cache
 @dataclass(frozen=True)
 class _Vocabulary:
     """What llguidance asks of a tokenizer."""
