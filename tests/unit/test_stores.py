@@ -270,7 +270,7 @@ def test_a_storage_host_that_fails_is_no_full_disk_and_tells_no_signature(tmp_pa
             return "r.io/n"
 
     monkeypatch.setattr(oci, "WAITS", ())
-    with pytest.raises(DownloadError, match="could not be reached: ConnectionError") as caught, writing(tmp_path / "out") as staging:
-        with (staging / "x").open("xb") as file:
-            list(oci._download(Client(), Container(), FileInfo(3, "0" * 64), file, "x"))
+    failing = pytest.raises(DownloadError, match="could not be reached: ConnectionError")
+    with failing as caught, writing(tmp_path / "out") as staging, (staging / "x").open("xb") as file:
+        list(oci._download(Client(), Container(), FileInfo(3, "0" * 64), file, "x"))
     assert "SECRET" not in str(caught.value) and not (tmp_path / "out").exists()
