@@ -18,7 +18,7 @@ Nothing here imports anything of the build side.
 import functools
 import operator
 import time
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -86,6 +86,7 @@ class Runtime:
     """A loaded artifact. Use it in a ``with`` block, or ``close`` it. For one thread at a time.
 
     The tokens of the last sequence stay in the session's cache: a prompt that begins with them costs only what is new.
+    given_up: asked in the search for an answer in a given form; where it says True, that ends with a UsageError.
     """
 
     def __init__(self, manifest: Manifest, tokenizer: Tokenizer, template: "ChatTemplate | None", session: Session) -> None:
@@ -95,6 +96,7 @@ class Runtime:
         self._template = template
         self._cache = PrefixCache(session, switch=manifest.context.rope_switch)
         self._forms: Forms | None = None
+        self.given_up: Callable[[], bool] = lambda: False
 
     @property
     def context(self) -> int:
@@ -222,7 +224,7 @@ class Runtime:
         if wanted is not None:
             if self._forms is None:
                 self._forms = Forms(self.tokenizer, self.manifest.tokens.vocab_size, self.manifest.tokens.stop)
-            form = functools.partial(Guide, wanted, self._forms)
+            form = functools.partial(Guide, wanted, self._forms, given_up=self.given_up)
             shown = self.tokenizer.encode("a")  # what follows a letter is decoded as it is: no leading space is stripped
         return generate(
             self._cache,

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import tokenizers
 
 from edgekit.artifact import EncodeVector
-from edgekit.errors import ArtifactError
+from edgekit.errors import ArtifactError, UsageError
 
 FILE = "tokenizer.json"
 LIMIT = 128 << 20
@@ -17,6 +18,7 @@ LIMIT = 128 << 20
 GROWTH, PARTS = 64, 10_000
 """Times that normalizing or decoding may lengthen a text, and parts of a normalizer, decoder or the like."""
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+_HALF = re.compile("[\ud800-\udfff]")
 _WINDOW = 8
 """Tokens decoded again in front of a new one. A cut UTF-8 character is at most 3 tokens long."""
 
@@ -38,7 +40,11 @@ class Tokenizer:
     bytes_: frozenset[int]
 
     def encode(self, text: str, *, add_bos: bool = False) -> list[int]:
-        """The ids of ``text``. Special tokens written in it are recognized. ``add_bos`` puts ``bos``, where there is one, in front."""
+        """The ids of ``text``. Special tokens written in it are recognized. ``add_bos`` puts ``bos``, where there is one, in front.
+
+        Raises UsageError for half a character.
+        """
+        check_whole(text, "the text")
         with _panics():
             ids: list[int] = self.backend.encode(text, add_special_tokens=False).ids
         return [self.bos, *ids] if add_bos and self.bos is not None else ids
@@ -52,6 +58,13 @@ class Tokenizer:
     def stream(self, context: Sequence[int] = ()) -> "TextStream":
         """Decodes what follows ``context`` token by token, see TextStream."""
         return TextStream(self, context)
+
+
+def check_whole(text: str, what: str) -> None:
+    """Raises UsageError where ``text`` holds half a character: a lone surrogate, which is nothing that could be written or tokenized."""
+    if (half := _HALF.search(text)) is not None:
+        place = f"at {half.start()}, U+{ord(half[0]):04X}"
+        raise UsageError(f"{what} holds half a character (a lone surrogate, {place}); read or cut it as whole characters")
 
 
 def open_tokenizer(directory: Path, *, bos: int | None = None) -> Tokenizer:
