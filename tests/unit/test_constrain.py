@@ -361,11 +361,6 @@ def test_json_is_nested_no_deeper_than_it_can_be_taken_back(plain: Runtime) -> N
     for _ in range(64):
         assert guide.mask()[bracket] and guide.take(bracket)
     assert not guide.take(bracket)
-    nested: dict[str, Any] = {"type": "integer"}
-    for _ in range(65):
-        nested = {"type": "array", "items": nested, "minItems": 1}
-    with pytest.raises(UsageError, match="more than 64 lists and objects"):
-        Guide(constraint(json_schema=nested, regex=None, grammar=None), Forms(plain.tokenizer, tokens.vocab_size, tokens.stop), 5000)  # type: ignore[arg-type]
 
 
 def test_processors_may_choose_but_not_break(plain: Runtime) -> None:
