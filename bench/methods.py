@@ -1,7 +1,8 @@
 """Every method of ours on trained checkpoints: mean KL divergence, same top-1 and processor seconds, by scheme, method and budget.
 
     python bench/methods.py tiny-phi bench/data/tiny-llama bench/data/tiny-mistral --out bench/results/methods.json
-    python bench/methods.py /path/to/model --own-text --tokens 4096
+    python bench/methods.py smollm2 smollm2-off --own-text --tokens 4096 --out bench/results/methods_smollm2.json     # tests/smollm2.py
+    python bench/methods.py /path/to/model --own-text --only int4-g64/equalize,int4-g32/awq-gptq
 
 The quantized weights run in the reference decoder against the checkpoint in float32, on text that no method sees, of tiny-phi's kind, which
 its siblings were trained on too; weights are fitted to tiny-phi's ``calibration.txt``. ``--own-text``: the model's own, else edgekit's
@@ -41,6 +42,7 @@ ROWS: list[tuple[str, str, float | None]] = [
     ("int4-g32", "search", None),
     ("int4-g32", "equalize", None),
     ("int4-g32", "awq-gptq", None),
+    ("int4-g64", "equalize", None),
     ("int4-g64", "awq-gptq", None),
     *(("int4-g128", method, None) for method in fitting.METHODS),
     ("int4-sym-g128", "search", None),
@@ -49,6 +51,7 @@ ROWS: list[tuple[str, str, float | None]] = [
     ("int4-g128", "awq-gptq", 0.2),
     ("int4-g128", "equalize", 0.5),
     ("int4-g128", "awq-gptq", 0.5),
+    ("int4-g32", "awq-gptq", 0.6),
 ]
 """Scheme, method, and bits a weight above the scheme's least."""
 
@@ -66,7 +69,7 @@ def bits(model: Model, quant: QuantScheme) -> float:
     return sum(m.format.bits_per_weight * m.shape[0] * m.shape[1] for m in every) / sum(m.shape[0] * m.shape[1] for m in every)
 
 
-def measure(place: str, tokens: int, own_text: bool) -> list[dict[str, object]]:
+def measure(place: str, tokens: int, own_text: bool, only: set[str]) -> list[dict[str, object]]:
     model, tiny = (open_model(resolve(name, progress=silent)) for name in (place, "tiny-phi"))
     fitted_to = fitting.default_text(model if own_text else tiny)
     companions = read_companions(model.checkpoint, model.decoder.vocab_size)
@@ -82,6 +85,8 @@ def measure(place: str, tokens: int, own_text: bool) -> list[dict[str, object]]:
     sources = source_files({t.file for t in model.checkpoint.tensors.values()}, None, silent, None)
     found: list[dict[str, object]] = []
     for name, method, above in ROWS:
+        if only and f"{name}/{method}{'' if above is None else f'+{above:g}'}" not in only:
+            continue
         with tempfile.TemporaryDirectory() as folder:
             began, quant = time.process_time(), scheme(name)
             budget = None if above is None else Budget(bits=bits(model, quant) + above)
@@ -117,9 +122,11 @@ def main() -> None:
     parser.add_argument("checkpoints", nargs="+")
     parser.add_argument("--tokens", type=int, default=8192)
     parser.add_argument("--own-text", action="store_true")
+    parser.add_argument("--only", default="", help="rows, such as int4-g64/equalize,int4-g32/awq-gptq+0.6; all where not given")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
-    rows = [row for place in arguments.checkpoints for row in measure(place, arguments.tokens, arguments.own_text)]
+    only = set(filter(None, arguments.only.split(",")))
+    rows = [row for place in arguments.checkpoints for row in measure(place, arguments.tokens, arguments.own_text, only)]
     head = ["checkpoint", "scheme", "method", "bits", "kl", "kl_error", "top1", "perplexity_ratio", "processor_s"]
     print(table(head, [[str(value) for value in row.values()] for row in rows]))
     if arguments.out is not None:

@@ -51,7 +51,7 @@ import edgekit  # noqa: E402
 from edgekit import cli, errors, listing  # noqa: E402
 from edgekit.catalog import catalogue  # noqa: E402
 from edgekit.device import devices  # noqa: E402
-from edgekit.fidelity_gate import DEFAULTS, GUESSING  # noqa: E402
+from edgekit.fidelity_gate import DEFAULT, GUESSING  # noqa: E402
 from edgekit.packagers.kinds import KINDS, support  # noqa: E402
 from edgekit.profile import figures, report  # noqa: E402
 from edgekit.quant.scheme import SCHEMES  # noqa: E402
@@ -118,7 +118,7 @@ def scheme_table() -> str:
 
 
 def limit_table() -> str:
-    rows = [[f"4-bit weights in groups of {group}", f"{limits.max_kl:g}", f"{limits.min_top1:.0%}"] for group, limits in DEFAULTS.items()]
+    rows = [["every scheme", f"{DEFAULT.max_kl:g}", f"{DEFAULT.min_top1:.0%}"]]
     rows.append(["any, of a model that only guesses", f"{GUESSING.max_kl:g}", f"{GUESSING.min_top1:.0%}"])
     return table(["scheme", "mean KL divergence at most, nats", "same likeliest token at least"], rows)
 
@@ -260,6 +260,7 @@ GENERATED = {
     "qnn": qnn_report,
     "qnn-two": lambda: qnn_report("qnn_two"),
     "methods": methods_table,
+    "methods-smollm2": lambda: methods_table("methods_smollm2"),
     "calibrate": calibrate_report,
     "matmul": matmul_table,
     "against": against_report,

@@ -161,19 +161,19 @@ def build_table(name: str = "build") -> str:
     return "\n\n".join([table(head, rows), f"`{result['command']}`; {machine}; {versions}."])
 
 
-def methods_table() -> str:
-    result = load("bench/results/methods.json")
+def methods_table(name: str = "methods") -> str:
+    result = load(f"bench/results/{name}.json")
     if result is None:
-        return "Not measured yet: `python bench/methods.py --out bench/results/methods.json`."
+        return f"Not measured yet: `python bench/methods.py --out bench/results/{name}.json`."
     names = list(dict.fromkeys(row["checkpoint"] for row in result["rows"]))
     ways: dict[tuple[str, str, float | None], dict[str, dict[str, Any]]] = {}
     for row in result["rows"]:
         ways.setdefault((row["scheme"], row["method"], row["above"]), {})[row["checkpoint"]] = row
     rows = []
     for (scheme, method, above), found in ways.items():
-        first = found[names[0]]
+        first = next(iter(found.values()))
         way = f"`{scheme}`" + (f", `--bits` {above:+g}" if above is not None else "")
-        kl = [f"{found[name]['kl']:.2g} ± {found[name]['kl_error']:.1g}" for name in names]
+        kl = [f"{found[name]['kl']:.2g} ± {found[name]['kl_error']:.1g}" if name in found else "" for name in names]
         rows.append([way, f"`{method}`", f"{first['bits']:.3f}", *kl, f"{100 * first['top1']:.1f} %", f"{first['processor_s']:.1f}"])
     head = ["scheme", "method", "bits", *(f"KL, {name}" for name in names), f"same top-1, {names[0]}", f"processor s, {names[0]}"]
     machine = f"{result['machine']['processor']}, {result['machine']['cores']} cores, numpy {result['numpy']}"

@@ -173,7 +173,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     unwanted = ("pytorch_model.bin", "modeling_own.py", "consolidated.safetensors", "onnx/config.json", "training.ipynb")
     for name in (*unwanted, "additional_chat_templates/notes.json", "additional_chat_templates/tool_use.jinja", "LICENSE"):
         (directory / name).parent.mkdir(exist_ok=True)
-        (directory / name).write_text("x", encoding="utf-8")
+        (directory / name).write_text(name, encoding="utf-8")
     (directory / "README.md").write_text("---\nlicense: mit\n---\n", encoding="utf-8")
     pickles = root / "pickles"
     pickles.mkdir()

@@ -11,6 +11,8 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -18,12 +20,17 @@ from checkpoints import make_checkpoint
 from command import Edge
 from edgekit import __version__, cli, console, talk
 from edgekit.artifact import Greedy, load_artifact
+from edgekit.engines.exported import Exported
 from edgekit.engines.null import export
-from edgekit.errors import EngineError, UsageError
+from edgekit.errors import EngineError, OutputError, UsageError
+from edgekit.models import Model
 from edgekit.progress import Progress
+from edgekit.quant.scheme import QuantScheme
 from edgekit.runtime import Sampling, load
+from edgekit.target import Target
 
 NULL = 'description = "d"\nengine = "null"\nscheme = "int4-g32"\ncontext = 96\nverified = "executed"\n'
+ONNX = 'description = "d"\nengine = "onnx"\nscheme = "int4-g32"\ncontext = 96\nverified = "executed"\n'
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(cli.__file__).parent.parent)}
 
 
@@ -106,14 +113,55 @@ def test_every_target_is_checked_before_the_first_is_built(edge: Edge, place: Pa
         assert [p.name for p in (tmp_path / "out").iterdir()] == ["small-other"]
 
 
-def test_a_later_build_that_fails_still_reports_what_was_written(edge: Edge, place: Path, tmp_path: Path) -> None:
-    (tmp_path / "fast.toml").write_text(NULL + "[options]\nspeed = 1\n", encoding="utf-8")
+def test_a_later_build_that_fails_still_reports_what_was_written(
+    edge: Edge, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What could not be known before: the second export fails."""
+    (tmp_path / "fast.toml").write_text(NULL, encoding="utf-8")
+    plain = export.export
+
+    def failing(model: Model, scheme: QuantScheme, target: Target, *rest: Any) -> Exported:
+        if target.name == "fast":
+            raise OutputError("the disk has gone")
+        return plain(model, scheme, target, *rest)
+
+    monkeypatch.setattr(export, "export", failing)
     command = ["build", str(place / "small"), "--target", str(place / "null.toml"), "--target", str(tmp_path / "fast.toml")]
     ended = edge(*command, "--out", str(tmp_path / "out"), "--json")
     document = json.loads(ended.out)
-    assert (ended.code, document["error"]["kind"]) == (4, "TargetError")
+    assert (ended.code, document["error"]["kind"]) == (9, "OutputError")
     assert [Path(one["directory"]) for one in document["written"]] == [tmp_path / "out" / "small-null"]
-    assert "edge: error: target fast: options: unknown key 'speed'" in ended.err
+    assert "edge: error: the disk has gone" in ended.err
+
+
+@pytest.mark.parametrize(
+    ("second", "options", "code", "message"),
+    [
+        (NULL + "[options]\nspeed = 1\n", [], 4, "target second: options: unknown key 'speed'"),
+        (NULL, ["--context", "1000000"], 2, "context 1000000 is not between 1 and"),
+        (ONNX + '[options]\nprovider = "cuda"\n', [], 4, "has no float32 GroupQueryAttention"),
+        (ONNX, ["--bits", "2"], 2, "--bits 2 is below the least"),
+    ],
+)
+def test_what_any_target_lacks_is_known_before_the_first_is_built(
+    edge: Edge, place: Path, tmp_path: Path, second: str, options: list[str], code: int, message: str
+) -> None:
+    """Options, context, kernels, budget."""
+    (tmp_path / "second.toml").write_text(second, encoding="utf-8")
+    command = ["build", str(place / "small"), "--target", str(place / "null.toml"), "--target", str(tmp_path / "second.toml"), *options]
+    ended = edge(*command, "--out", str(tmp_path / "out"), "--json")
+    assert (ended.code, set(json.loads(ended.out))) == (code, {"error"}), ended.err
+    assert message in ended.err and not (tmp_path / "out").exists()
+
+
+def test_all_targets_together_have_to_fit_the_disk(edge: Edge, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = tmp_path / "second.toml"
+    other.write_text(NULL, encoding="utf-8")
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=50_000_000, total=0, used=0))
+    command = ["build", str(place / "small"), "--target", str(place / "null.toml")]
+    assert edge(*command, "--out", str(tmp_path / "one")).code == 0
+    ended = edge(*command, "--target", str(other), "--out", str(tmp_path / "out"))
+    assert ended.code == 9 and "about 64 MB are needed" in ended.err and not (tmp_path / "out").exists()
 
 
 def test_a_build_says_when_its_engine_could_not_try_it(edge: Edge, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

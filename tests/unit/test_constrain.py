@@ -289,6 +289,18 @@ def test_how_it_ends(plain: Runtime) -> None:
             {"json_schema": {"$defs": {"a": {"type": "array", "items": {"$ref": "#/$defs/a"}, "minItems": 1}}, "$ref": "#/$defs/a"}},
             "no text of",
         ),
+        ({"json_schema": {"type": "string", "const": "\ud800"}}, "half a character"),
+        ({"json_schema": {"properties": {f"k{i}": {} for i in range(10_000)}}}, "too long to compile: it has 10000 names"),
+        ({"json_schema": {"required": [f"k{i}" for i in range(10_000)]}}, "too long to compile"),
+        ({"json_schema": {"anyOf": [{"properties": {f"k{i}": {} for i in range(500)}}] * 10}}, "too long to compile"),
+        ({"json_schema": {"enum": [{f"k{i}": 1 for i in range(10_000)}]}}, "too long to compile"),
+        ({"json_schema": {"prefixItems": [{"type": "integer"}] * 10_000}}, "too long to compile: it has 10002 lists and objects"),
+        ({"json_schema": {"patternProperties": {f"^a{i}": {} for i in range(300)}}}, "too long to compile: it has 300 patternProperties"),
+        ({"json_schema": {"multipleOf": 999_983}}, "too long to compile: it has .* multipleOf"),
+        ({"json_schema": {"multipleOf": 0.999983}}, "too long to compile"),
+        ({"json_schema": {"allOf": [{"multipleOf": n} for n in (97, 101, 103)]}}, "too long to compile"),
+        ({"json_schema": {"properties": {str(n): {"multipleOf": 9973} for n in range(5)}}}, "too long to compile"),
+        ({"grammar": 'start: %json {"multipleOf": 999983}'}, "too long to compile"),
         ({"regex": "("}, "unclosed group"),
         ({"regex": "(?=a)b"}, "look-around"),
         ({"regex": 3}, "found int"),
@@ -315,6 +327,40 @@ def test_how_it_ends(plain: Runtime) -> None:
 def test_what_cannot_be_a_form_is_refused_at_once(plain: Runtime, form: dict[str, Any], problem: str) -> None:
     with pytest.raises(UsageError, match=problem):
         plain.generate("x", max_tokens=100, **form)
+
+
+def test_many_optional_properties_can_be_had(plain: Runtime) -> None:
+    schema = {"type": "object", "properties": {f"k{i}": {"multipleOf": 0.25} for i in range(500)}, "additionalProperties": False}
+    with pytest.raises(UsageError, match="too long"):
+        plain.generate("x", json_schema={**schema, "properties": {f"k{i}": {"multipleOf": 25} for i in range(500)}})
+    schema["properties"] = {f"k{i}": {"type": "integer"} for i in range(500)}
+    jsonschema.validate(json.loads(texts(list(plain.generate("x", json_schema=schema, max_tokens=60)))), schema)
+
+
+def test_a_search_ends_where_nobody_waits_any_more(plain: Runtime) -> None:
+    """The server's worker says so where --timeout has passed or the client is gone."""
+    runtime = drawing(plain, 1, 0)
+    asked: list[int] = []
+
+    def given_up() -> bool:
+        asked.append(1)
+        return len(asked) > 5
+
+    runtime.given_up = given_up
+    with pytest.raises(UsageError, match="given up"):
+        runtime.generate("x", regex="(ab){200}", max_tokens=9)
+    assert len(asked) == 6
+
+
+def test_json_is_nested_no_deeper_than_it_can_be_taken_back(plain: Runtime) -> None:
+    tokens = plain.manifest.tokens
+    wanted = constraint(json_schema={"type": "array"}, regex=None, grammar=None)
+    assert wanted is not None
+    guide = Guide(wanted, Forms(plain.tokenizer, tokens.vocab_size, tokens.stop), 5000)
+    bracket = plain.tokenizer.backend.token_to_id("[")
+    for _ in range(64):
+        assert guide.mask()[bracket] and guide.take(bracket)
+    assert not guide.take(bracket)
 
 
 def test_processors_may_choose_but_not_break(plain: Runtime) -> None:

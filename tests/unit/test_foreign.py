@@ -264,11 +264,13 @@ def test_an_artifact_is_given(tmp_path: Path, whole: Path) -> None:
     for config in (False, True):
         directory = tmp_path / f"artifact-{config}"
         directory.mkdir()
-        write_json(directory / "edgekit.json", {})
+        write_json(directory / "edgekit.json", {"model": {"name": "org/name"}} if config else {})
         (directory / "model.onnx").write_bytes(b"x")
-        if config:
-            write_json(directory / "config.json", {"model_type": "llama"})
+        if config:  # as MLX's are
+            write_json(directory / "config.json", {"model_type": "llama", "quantization_config": {"bits": 4}})
+            (directory / "model.safetensors").write_bytes(b"x")
         assert "It is an edgekit artifact, built already: `edge chat" in given(directory)
+        assert ("made of, org/name, to build for another target" if config else "`edge inspect") in given(directory)
         assert "is a file of an edgekit artifact" in given(directory / "model.onnx")
     (whole / "model.safetensors").rename(whole / "model.onnx")
     assert "a model exported for ONNX already" in given(whole)

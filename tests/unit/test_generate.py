@@ -267,6 +267,39 @@ def test_text_lies_across_special_tokens(plain: Runtime) -> None:
         assert (texts(steps), steps[-1].stopped_by) == ("turn ", "off")
 
 
+@pytest.mark.parametrize("half", ["\ud800", "a\udfffb", "\U0001f600\ud83d"])
+def test_half_a_character_is_refused_for_what_it_is(plain: Runtime, half: str) -> None:
+    """Wherever a text may be given."""
+    for ask in (
+        lambda: plain.generate(half),
+        lambda: plain.complete(half),
+        lambda: plain.chat([{"role": "user", "content": half}]),
+        lambda: plain.complete([{"role": "user", "content": half}]),
+        lambda: plain.generate("x", stop=half),
+        lambda: plain.generate("x", stop=["a", half]),
+        lambda: plain.tokenizer.encode(half),
+        lambda: plain.generate("x", regex=half),
+        lambda: plain.generate("x", grammar=f'start: "{half}"'),
+    ):
+        with pytest.raises(UsageError, match="half a character"):
+            ask()
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"max_tokens": 1.5}, {"max_tokens": True}, {"max_tokens": "3"}, {"max_tokens": 0}, {"lookup": 1.5},
+        {"lookup": None}, {"lookup": -1},
+        {"top_logprobs": 2.0}, {"top_logprobs": "a"}, {"stop": None}, {"stop": 3}, {"stop": [1]}, {"stop": b"a"},
+        {"stop": ""}, {"stop": ["a", ""]},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_arguments_of_another_kind_are_refused_by_name(plain: Runtime, given: dict[str, object]) -> None:
+    with pytest.raises(UsageError, match=next(iter(given))):
+        plain.generate("x", **given)  # type: ignore[arg-type]
+
+
 def test_processors_run_on_every_step_and_see_all_tokens(plain: Runtime) -> None:
     seen: list[int] = []
 

@@ -65,7 +65,7 @@ def test_what_is_measured_is_the_divergence_of_one_unit(tmp_path: Path) -> None:
     model = local(make_checkpoint(tmp_path / "m", "qwen2"))
     sequences = [[5, 9, 200, 31, 7, 7, 12], [1, 2, 3, 4]]
     every, forms = units(model.decoder), [Format(4, 64), Format(4, 32), Format(8, 64)]
-    found = sensitivities(model, every, forms, sequences, silent)
+    found = sensitivities(model, every, [forms] * len(every), sequences, silent)
     reference = np.concatenate(reference_logits_many(model.decoder, model.tensor, sequences))
     for unit, losses in zip(every, found, strict=True):
 
@@ -139,6 +139,7 @@ def test_a_budget_of_bytes_is_of_the_files(tmp_path: Path, monkeypatch: pytest.M
     ("wishes", "message"),
     [
         ({"bits": 3.9}, r"--bits 3.9 is below the least for .*, \d\.\d+"),
+        ({"bits": 9.0}, r"--bits 9 is above the most for .*, \d\.\d+: int4-g128 can be had with \d\.\d+ to \d\.\d+ bits"),
         ({"fit_bytes": 1000}, r"--fit 1e-06GB is below the least for .* here, 0\.\d+GB"),
         ({"bits": 5.0, "fit_bytes": 1000}, "contradict"),
         ({"bits": 5.0, "scheme": "int4-sym-g128"}, "one format only"),

@@ -177,6 +177,16 @@ def test_logits_that_are_no_numbers_are_an_engine_error(bad: float, temperature:
         ("min_p", 1.1),
         ("repetition_penalty", 0.0),
         ("seed", -1),
+        ("temperature", "1"),
+        ("temperature", True),
+        ("top_k", True),
+        ("top_p", None),
+        ("seed", 1.5),
+        # Without a temperature nothing is drawn.
+        ("top_k", 5),
+        ("top_p", 0.9),
+        ("min_p", 0.1),
+        ("seed", 1),
     ],
 )
 def test_values_out_of_range_are_refused_by_name(field: str, value: float) -> None:

@@ -16,11 +16,12 @@ import edgekit
 from serving import serving
 
 uvicorn = pytest.importorskip("uvicorn")
-from edgekit.server.app import MOST, _values  # noqa: E402
+from edgekit.server.app import MOST, _values, make_app  # noqa: E402
 from edgekit.server.connection import connections  # noqa: E402
+from edgekit.server.settings import Limits, Settings  # noqa: E402
 
 GET = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
-IDLE = 0.3
+IDLE = 1.0
 PIECE = b"x" * 65536
 
 
@@ -103,7 +104,7 @@ def test_an_answer_that_takes_long_is_waited_for() -> None:
 
     async def app(scope, receive, send) -> None:
         if scope["type"] == "http":
-            await asyncio.sleep(4 * IDLE)
+            await asyncio.sleep(2 * IDLE)
             await send({"type": "http.response.start", "status": 204, "headers": []})
             await send({"type": "http.response.body", "body": b""})
 
@@ -122,6 +123,23 @@ def test_the_servers_end_does_not_wait_for_a_client_that_never_reads(artifact: P
                 client.send(GET)
         assert served.end() == 0
         assert "Traceback" not in served.log.read_text(encoding="utf-8")
+
+
+def test_a_stream_that_nobody_reads_frees_its_place(artifact: Path) -> None:
+    with edgekit.load(artifact) as runtime:
+        app = make_app(runtime, Settings("tiny", limits=Limits(idle=IDLE)), None, "print")
+        with running(app, IDLE) as server, connected(server) as client:
+            asked = {"messages": [{"role": "user", "content": "x"}], "model": "tiny", "n": 16, "stream": True}
+            body = json.dumps({**asked, "max_tokens": 1900, "logprobs": True, "top_logprobs": 20}).encode()
+            head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
+            client.sendall(head.encode() + b"\r\n\r\n" + body)
+            until(lambda: bool(server.server_state.connections))
+            until(lambda: not server.server_state.connections and not server.server_state.tasks)
+            with connected(server) as other:  # its turn has come
+                body = json.dumps({**asked, "n": 1, "stream": False, "max_tokens": 2}).encode()
+                head = head.rpartition(" ")[0] + f" {len(body)}\r\n\r\n"
+                other.sendall(head.encode() + body)
+                assert other.recv(100).startswith(b"HTTP/1.1 200")
 
 
 # Bodies

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
+import jsonschema
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -19,7 +20,7 @@ from edgekit.server.bodies import ChatShape, Origin
 from edgekit.server.calling import tool_parts
 from edgekit.server.messages import template_messages
 from edgekit.server.problems import Refused
-from edgekit.server.requests import read_chat
+from edgekit.server.requests import read_chat, read_text
 from edgekit.server.settings import Limits
 from edgekit.server.tools import SYNTAXES, ToolSyntax, tool_syntax
 from tiny_artifact import build_tiny
@@ -183,3 +184,169 @@ def test_earlier_calls_reach_the_template_as_objects() -> None:
     call["function"] = {"name": "add", "arguments": "[1]"}
     with pytest.raises(Refused, match="JSON object"):
         template_messages(read_chat(body, "m", Limits()).messages)
+
+
+def parameters_of(schema: Any) -> list[dict[str, Any]]:
+    function = {"name": "go"} if schema is None else {"name": "go", "parameters": schema}
+    return [{"type": "function", "function": function}]
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        None,
+        {},
+        {"properties": {"a": {"type": "integer"}}, "required": ["a"]},
+        {"type": ["object", "null"], "properties": {"a": {"enum": [1]}}},
+        {"anyOf": [{"type": "integer"}, {"type": "object", "properties": {"b": {"enum": [2]}}, "required": ["b"]}]},
+        {"$ref": "#/$defs/x", "$defs": {"x": {"properties": {"c": {"$ref": "#/$defs/y"}}}, "y": {"type": "boolean"}}},
+        {"description": "Says nothing of what it takes."},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("name", ["hermes", "mistral"])
+def test_arguments_are_always_an_object(plain: Runtime, name: str, schema: Any) -> None:
+    """Also of a model that would rather say 3."""
+    syntax = SYNTAX[name]
+    answer = written(syntax, ("go", {})).replace("{}", "3")
+    more = {"tools": parameters_of(schema), "tool_choice": "required", "max_tokens": 300, "parallel_tool_calls": False}
+    _, calls, reason = answered(plain, syntax, answer, **more)
+    assert reason == "tool_calls"
+    ((called, arguments),) = calls
+    assert called == "go" and isinstance(arguments, dict)
+    if not schema:
+        assert arguments == {}
+    else:
+        jsonschema.validate(arguments, schema)
+
+
+@pytest.mark.parametrize("kind", ["string", "array", "integer", ["null", "array"], None, 7])
+def test_arguments_that_can_be_no_object_are_refused(plain: Runtime, kind: Any) -> None:
+    with pytest.raises(Refused, match="arguments are an object, and the parameters of 'go' are of type"):
+        answered(plain, SYNTAX["hermes"], "", tools=parameters_of({"type": kind}))
+
+
+def said_back(message: dict[str, Any]) -> dict[str, Any]:
+    body = {"model": "m", "messages": [{"role": "user", "content": "?"}, message]}
+    return template_messages(read_chat(body, "m", Limits()).messages)[1]
+
+
+CALL = {"id": "abcdefghi", "type": "function", "function": {"name": "add", "arguments": '{"a": 1}'}}
+
+
+@pytest.mark.parametrize(
+    "message", [{"content": "so"}, {"content": ""}, {"content": None, "tool_calls": [CALL]}, {"content": "x", "tool_calls": [CALL]}]
+)
+def test_what_the_server_says_it_takes_back(message: dict[str, Any]) -> None:
+    """As OpenAI's client writes it, with and without its empty fields, streamed or parsed."""
+    chat = pytest.importorskip("openai.types.chat")
+    own = {"role": "assistant", "refusal": None, **message}
+    expected = said_back(own)
+    whole = chat.ChatCompletionMessage.model_validate(own)
+    parsed = chat.ParsedChatCompletionMessage[Any].model_validate({**own, "parsed": {"a": 1}})
+    for made in (whole, parsed):
+        for options in ({}, {"exclude_none": True}, {"exclude_unset": True}):
+            assert said_back(made.model_dump(**options)) == expected
+    streamed = [{**call, "index": i} for i, call in enumerate(message.get("tool_calls", []))]
+    assert said_back({**own, **({"tool_calls": streamed} if streamed else {})}) == expected
+    assert said_back({**own, "reasoning_content": None, "reasoning": None, "annotations": [], "audio": None}) == expected
+
+
+def test_a_refusal_is_what_the_assistant_said() -> None:
+    assert said_back({"role": "assistant", "content": None, "refusal": "no"})["content"] == "no"
+    part = {"type": "refusal", "refusal": "never"}
+    assert said_back({"role": "assistant", "content": [part, {"type": "text", "text": "!"}]})["content"] == "never!"
+    for wrong in (
+        {"role": "user", "content": [part]},
+        {"role": "user", "content": "a", "refusal": "b"},
+        {"role": "assistant", "content": [{"type": "text"}]},
+    ):
+        with pytest.raises(Refused, match=r"messages\[1\]"):
+            said_back(wrong)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        ('{"a": "\\ud800"}', "half a character"),
+        ('{"\\udfff": 1}', "half a character"),
+        ('{"a": ' + "[" * 900 + "]" * 900 + "}", "deep in each other"),
+        ("[" * 100_000, "is not JSON"),
+        ('{"a": NaN}', "NaN"),
+        ('{"a": 1e999}', "too large"),
+        ("3", "JSON object"),
+        ("{", "is not JSON"),
+    ],
+    ids=lambda value: str(value)[:20],
+)
+def test_arguments_that_come_are_checked_as_a_body_is(arguments: str, problem: str) -> None:
+    call = {**CALL, "function": {"name": "add", "arguments": arguments}}
+    with pytest.raises(Refused, match=problem) as caught:
+        said_back({"role": "assistant", "content": None, "tool_calls": [call]})
+    assert (caught.value.problem.status, caught.value.problem.param) == (400, "messages[1].tool_calls[0]")
+
+
+def test_arguments_as_deep_as_they_may_come_reach_the_template(plain: Runtime) -> None:
+    deep = '{"a": ' + "[" * 62 + "]" * 62 + "}"
+    message = said_back({"role": "assistant", "content": None, "tool_calls": [{**CALL, "function": {"name": "add", "arguments": deep}}]})
+    template = ChatTemplate("{% for m in messages %}{{ m.tool_calls[0].function.arguments | tojson }}{% endfor %}", {})
+    assert template.render([message]) == deep
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        {"service_tier": None}, {"service_tier": "auto"},
+        {"service_tier": "default"}, {"reasoning_effort": None}, {"reasoning_effort": "none"},
+        {"audio": None}, {"modalities": None}, {"modalities": ["text"]},
+        {"prediction": None}, {"store": False}, {"store": None}, {"verbosity": None},
+        {"verbosity": "medium"}, {"web_search_options": None}, {"functions": None}, {"function_call": None}, {"function_call": "none"},
+        {"moderation": None}, {"prompt_cache_options": None}, {"prompt_cache_options": {}}, {"prompt_cache_retention": "in_memory"},
+        {"tools": None}, {"tools": []}, {"tool_choice": None},
+        {"tool_choice": "none"}, {"parallel_tool_calls": None}, {"parallel_tool_calls": True},
+        {"top_logprobs": None}, {"top_logprobs": 0},
+        {"stream_options": None}, {"response_format": None}, {"response_format": {"type": "text"}},
+        {"stop": None}, {"stop": []}, {"logit_bias": None}, {"logit_bias": {}},
+        {"n": None}, {"metadata": None}, {"user": None}, {"seed": None},
+        {"temperature": 0, "top_p": 0.5, "seed": 3, "top_k": 4, "min_p": 0.1},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_fields_that_ask_for_nothing_are_taken(field: dict[str, Any]) -> None:
+    read_chat({"model": "m", "messages": [{"role": "user", "content": "hi"}], **field}, "m", Limits()).sampling(0)
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        {"service_tier": "flex"}, {"reasoning_effort": "high"},
+        {"audio": {"voice": "a", "format": "wav"}}, {"modalities": ["text", "audio"]},
+        {"prediction": {"type": "content", "content": "x"}}, {"store": True},
+        {"verbosity": "low"}, {"web_search_options": {}}, {"moderation": {}},
+        {"functions": [{"name": "f"}]}, {"function_call": "auto"},
+        {"prompt_cache_options": {"mode": "explicit"}}, {"prompt_cache_retention": "24h"},
+        {"parallel_tool_calls": False}, {"tool_choice": "required"}, {"top_logprobs": 1}, {"stream_options": {"include_usage": True}},
+        {"max_tokens": 0}, {"max_completion_tokens": 0}, {"stop": ""},
+        {"stop": ["a", ""]}, {"temperature": 0, "top_p": 0}, {"min_p": 2}, {"n": 0},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_fields_that_ask_for_what_is_not_done_are_refused_by_name(field: dict[str, Any]) -> None:
+    with pytest.raises(Refused) as caught:
+        read_chat({"model": "m", "messages": [{"role": "user", "content": "hi"}], **field}, "m", Limits())
+    assert (caught.value.problem.param or "").split(".")[0].split("[")[0] == list(field)[-1]
+
+
+def test_every_field_of_openais_is_known() -> None:
+    """Null wherever their client may send null."""
+    params = pytest.importorskip("openai.types.chat.completion_create_params")
+    fields = set(params.CompletionCreateParamsBase.__annotations__) - {"messages", "model"}
+    read_chat({"model": "m", "messages": [{"role": "user", "content": "hi"}], **dict.fromkeys(fields)}, "m", Limits())
+    text = pytest.importorskip("openai.types.completion_create_params")
+    fields = set(text.CompletionCreateParamsBase.__annotations__) - {"prompt", "model"}
+    read_text({"model": "m", "prompt": "hi", **dict.fromkeys(fields)}, "m", Limits())
+    read_text({"model": "m", "prompt": "hi", "n": 2, "best_of": 2, "suffix": ""}, "m", Limits())
+    for field in ({"best_of": 3}, {"suffix": "x"}):
+        with pytest.raises(Refused) as caught:
+            read_text({"model": "m", "prompt": "hi", **field}, "m", Limits())
+        assert caught.value.problem.param == next(iter(field))

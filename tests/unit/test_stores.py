@@ -247,3 +247,30 @@ def test_nobody_answers(artifact: Path, tmp_path: Path) -> None:
         stores.push(artifact, f"oci://{host}/x")
     with pytest.raises(DownloadError, match="could not be reached"):
         stores.pull(f"oci://{host}/x", tmp_path / "out")
+
+
+def test_a_storage_host_that_fails_is_no_full_disk_and_tells_no_signature(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """requests' errors are OSErrors, too, and hold the signed address of the storage behind a registry."""
+    requests = pytest.importorskip("requests")
+    from edgekit.artifact import FileInfo
+    from edgekit.output import writing
+    from edgekit.stores import oci
+
+    class Client:
+        prefix = "https"
+
+        def do_request(self, *_: object, **__: object) -> object:
+            raise requests.exceptions.ConnectionError("Max retries exceeded with url: https://s3.example/b?X-Amz-Signature=SECRET")
+
+    class Container:
+        def get_blob_url(self, _: str) -> str:
+            return "r.io/v2/n/blobs/x"
+
+        def __str__(self) -> str:
+            return "r.io/n"
+
+    monkeypatch.setattr(oci, "WAITS", ())
+    failing = pytest.raises(DownloadError, match="could not be reached: ConnectionError")
+    with failing as caught, writing(tmp_path / "out") as staging, (staging / "x").open("xb") as file:
+        list(oci._download(Client(), Container(), FileInfo(3, "0" * 64), file, "x"))
+    assert "SECRET" not in str(caught.value) and not (tmp_path / "out").exists()

@@ -29,6 +29,10 @@ SourceKind = Literal["embedded", "hub", "local"]
 Scalar = str | int | float | bool | None
 
 
+FILE_BITS = "file_bits_per_weight"
+"""Of an engine's details: storage of all matrices in its own file, where that is not ``scheme.bits_per_weight``."""
+
+
 @dataclass(frozen=True)
 class TensorFormat:
     """``bits`` 4 or 8 with a scale and zero point for each ``group`` weights along the input, or 16/32 (floats) with group None."""

@@ -17,7 +17,16 @@ from numpy.typing import NDArray
 
 from edgekit import strict_json
 from edgekit.errors import CheckpointError, ConfigError, ModelNotFound
-from edgekit.foreign import BEGINNING, check_beginning, check_link, check_texts, ignored_adapter, without_config, without_weights
+from edgekit.foreign import (
+    BEGINNING,
+    check_artifact,
+    check_beginning,
+    check_link,
+    check_texts,
+    ignored_adapter,
+    without_config,
+    without_weights,
+)
 from edgekit.prequantized import by_config, refusal
 
 log = logging.getLogger("edgekit.checkpoint")
@@ -146,6 +155,7 @@ def open_checkpoint(directory: Path, source: Source) -> Checkpoint:
     directory = Path(directory)
     if not directory.is_dir():
         raise ModelNotFound(f"no such directory: {directory}")
+    check_artifact(directory)
     check_texts(directory)
     config = read_config(directory)
     files = _weight_files(directory)

@@ -5,16 +5,20 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from edgekit import fidelity_report, parity, verify
-from edgekit.artifact import load_artifact
+from edgekit.artifact import Manifest, load_artifact
 from edgekit.cache import open_cache
 from edgekit.catalog import resolve
 from edgekit.console import table_lines
 from edgekit.errors import EdgekitError, FidelityError, UsageError
 from edgekit.fidelity import Fidelity, default_text, measure, same_source, source_digests
+from edgekit.fidelity_advice import LAST, advice
 from edgekit.fidelity_gate import Limits, check
-from edgekit.models import open_model
+from edgekit.fitting import METHODS
+from edgekit.models import Model, open_model
 from edgekit.origin import Origin, check_origin
 from edgekit.progress import Progress
+from edgekit.quant.scheme import SCHEMES
+from edgekit.quantized import other_formats
 from edgekit.resources import read_text
 from edgekit.signing import Trust
 from edgekit.windows import FULL, QUICK
@@ -53,11 +57,12 @@ class Problem:
 
 @dataclass(frozen=True)
 class Measured:
-    """fidelity: None of an artifact whose files are not those that were built: it is not run."""
+    """fidelity: None of an artifact whose files are not those that were built: it is not run. advice: where it is not faithful enough."""
 
     directory: str
     origin: Origin
     fidelity: Fidelity | None
+    advice: str = LAST
 
 
 @dataclass(frozen=True)
@@ -73,7 +78,7 @@ class Examined:
         return {
             "artifacts": [verify.as_json(report) for report in self.intact],
             "parity": None if self.compared is None else self.compared.as_json(),
-            "fidelity": [asdict(one) for one in self.measured],
+            "fidelity": [{key: value for key, value in asdict(one).items() if key != "advice"} for one in self.measured],
             "problems": [asdict(problem) for problem in self.problems],
         }
 
@@ -126,7 +131,7 @@ def examine(directories: Sequence[Path], wishes: Wishes, progress: Progress) -> 
             problems += [Problem(str(directory), "FidelityError", text, FidelityError.exit_code) for text in measured[-1].origin.problems]
             found = measured[-1].fidelity
             if found is not None:
-                check(found, Limits(wishes.max_kl, wishes.min_top1), str(directory))
+                check(found, Limits(wishes.max_kl, wishes.min_top1), str(directory), measured[-1].advice)
         except EdgekitError as error:
             if str(directory) not in broken:  # else said already
                 problems.append(_problem(error, directory))
@@ -156,7 +161,18 @@ def _compared(directory: Path, wishes: Wishes, progress: Progress, *, run: bool)
     found = measure(artifact, model, text, FULL if wishes.full else QUICK, cache=cache, progress=progress, threads=threads)
     if wishes.html is not None:
         wishes.html.write_text(fidelity_report.html(artifact.manifest, found, origin.errors), encoding="utf-8", newline="\n")
-    return Measured(str(directory), origin, found)
+    return Measured(str(directory), origin, found, _advice(artifact.manifest, model))
+
+
+def _advice(manifest: Manifest, model: Model) -> str:
+    """By what the manifest says was done: of a scheme and a method that this edgekit does not know, only what holds of all."""
+    held = manifest.scheme
+    method = next((known for known in METHODS if known == held.method), None)
+    if held.name not in SCHEMES or method is None:
+        return LAST
+    by_rule = {name: (form.bits, form.group) for name, form in other_formats(model, SCHEMES[held.name]).items()}
+    mixed = {name: (form.bits, form.group) for name, form in held.exceptions.items()} != by_rule
+    return advice(model, SCHEMES[held.name], method, held.bits_per_weight if mixed else None)
 
 
 def _problem(error: EdgekitError, directory: Path | None) -> Problem:

@@ -16,10 +16,14 @@ from edgekit.companions import Companions
 from edgekit.engines.exported import Lossy
 from edgekit.errors import FidelityError
 from edgekit.fidelity import Fidelity, default_text, measure, score, source_digests, unquantized
-from edgekit.fidelity_report import html
+from edgekit.fidelity_advice import LAST, advice
+from edgekit.fidelity_report import Refused, html
 from edgekit.files import beside
+from edgekit.fitting import USUAL, Method
 from edgekit.models import Model
+from edgekit.precision import finest, stored_bits
 from edgekit.progress import Progress
+from edgekit.quant import VERSION as QUANT_VERSION
 from edgekit.quant.scheme import QuantScheme
 from edgekit.quantized import Quantizer, dequantizer
 from edgekit.reference import VERSION
@@ -48,7 +52,7 @@ class Gate:
 class Quantized:
     """What a build has made. original: the checkpoint. model: what was quantized of it: itself, or one that computes the same with other
     weights. quantizer: gives the weights again. weights: their digests (``digest.weight_digests``). lossy: what else of the artifact
-    costs quality, so that it is run as well."""
+    costs quality, so that it is run as well. method, bits: how weights were rounded, and what was asked for with ``--bits``."""
 
     original: Model
     model: Model
@@ -56,37 +60,73 @@ class Quantized:
     quantizer: Quantizer
     weights: Mapping[str, str]
     lossy: Lossy | None = None
+    method: Method = USUAL
+    bits: float | None = None
 
 
-DEFAULTS = {32: Limits(0.1, 0.7), 64: Limits(0.15, 0.7), 128: Limits(0.2, 0.7)}
-"""By the group of a scheme's 4-bit weights (docs/fidelity.md says where the figures come from)."""
+@dataclass(frozen=True)
+class Missed:
+    """A figure of one part that lies beyond its limit. option: by which the limit is set."""
+
+    part: str
+    context: int
+    figure: Literal["mean KL divergence", "same likeliest token"]
+    found: float
+    limit: float
+    option: str
+
+    @property
+    def beyond(self) -> str:
+        """What was found, and its limit."""
+        if self.figure == "mean KL divergence":
+            return f"mean KL divergence {self.found:.4g} is above {self.limit:g} ({self.option})"
+        return f"the likeliest token is the same at {self.found:.1%}, below {self.limit:.1%} ({self.option})"
+
+    @property
+    def distance(self) -> str:
+        if self.figure == "mean KL divergence":
+            return f"{self.found / self.limit:.3g} times as much" if self.limit else f"{self.found:.4g} more"
+        return f"{100 * (self.limit - self.found):.3g} points less"
+
+
+DEFAULT = Limits(0.2, 0.7)
+"""Of every scheme: what may ship is a question of what comes out, so a finer one has no tighter limits (docs/fidelity.md says where the
+figures come from)."""
 GUESSING = Limits(1.0, 0.0)
 """For a checkpoint that knows nothing of the text: its perplexity there is that of guessing, so nothing holds its predictions in place.
 Such are models with random weights; other weights than its own still lie beyond these limits."""
-ADVICE = "build with a finer --scheme (int4-g32), or fit the weights to a text with --calibrate"
 
 
-def limits_for(scheme: QuantScheme, asked: Limits, fidelity: Fidelity, vocab_size: int) -> Limits:
-    """Those asked for; where one is not, the scheme's own."""
+def limits_for(asked: Limits, fidelity: Fidelity, vocab_size: int) -> Limits:
+    """Those asked for; where one is not, the default."""
     lost = all(part.figures.reference_perplexity.value >= vocab_size for part in fidelity.parts)
-    own = GUESSING if lost else DEFAULTS[scheme.linear.group]
+    own = GUESSING if lost else DEFAULT
     return Limits(
         own.max_kl if asked.max_kl is None else asked.max_kl,
         own.min_top1 if asked.min_top1 is None else asked.min_top1,
     )
 
 
-def check(fidelity: Fidelity, limits: Limits, what: str, advice: str = ADVICE) -> None:
-    """Raises FidelityError naming the figure, its limit and what to do, for the first part that does not keep them."""
+def missed(fidelity: Fidelity, limits: Limits) -> list[Missed]:
+    """Every limit that is not kept, in every part."""
+    found = []
     for part in fidelity.parts:
         kl, top = part.figures.mean_kl.value, part.figures.same_top.value
-        where = f"{what}, {part.name} context ({part.context} tokens)"
         if limits.max_kl is not None and not kl <= limits.max_kl:
-            raise FidelityError(f"{where}: mean KL divergence {kl:.4g} is above {limits.max_kl:g} (--max-kl); {advice}")
+            found.append(Missed(part.name, part.context, "mean KL divergence", kl, limits.max_kl, "--max-kl"))
         if limits.min_top1 is not None and not top >= limits.min_top1:
-            raise FidelityError(
-                f"{where}: the likeliest token is the same at {top:.1%}, below {limits.min_top1:.1%} (--min-top1); {advice}"
-            )
+            found.append(Missed(part.name, part.context, "same likeliest token", top, limits.min_top1, "--min-top1"))
+    return found
+
+
+def check(fidelity: Fidelity, limits: Limits, what: str, advice: str) -> None:
+    """Raises FidelityError, once, naming all figures beyond their limits and what to do."""
+    said: dict[str, list[str]] = {}
+    for miss in missed(fidelity, limits):
+        said.setdefault(f"{miss.part} context ({miss.context} tokens)", []).append(miss.beyond)
+    if said:
+        listed = "; ".join(f"{where}: {', '.join(beyond)}" for where, beyond in said.items())
+        raise FidelityError(f"{what}, {listed}; {advice}")
 
 
 def pass_gate(gate: Gate, made: Quantized, companions: Companions, artifact: Artifact, output: Path, progress: Progress) -> FidelityInfo:
@@ -100,24 +140,41 @@ def pass_gate(gate: Gate, made: Quantized, companions: Companions, artifact: Art
     text, quantizer = default_text(made.original), made.quantizer
     vocab = made.original.decoder.vocab_size
     found = measure_weights(made, companions, text, progress)
-    limits = limits_for(made.scheme, gate.limits, found, vocab)
+    limits = limits_for(gate.limits, found, vocab)
     what = f"{made.original.checkpoint.source.name} as {made.scheme.name}"
+    steps = advice(made.original, made.scheme, made.method, made.bits)
     try:
-        check(found, limits, what)
+        check(found, limits, what, steps)
         if gate.full or made.lossy is not None:
             effort = FULL if gate.full else QUICK
             found = measure(artifact, made.original, text, effort, cache=quantizer.cache, progress=progress, threads=quantizer.threads)
             run = f"{what}, run by {artifact.manifest.engine.name}"
-            if made.lossy is None:
-                check(found, limits, run)
-            else:
-                check(found, limits, f"{run} with {made.lossy.what}", made.lossy.advice)
+            if made.lossy is not None:
+                run, steps = f"{run} with {made.lossy.what}", made.lossy.advice
+            check(found, limits, run, steps)
     except FidelityError as error:
         page = report_place(output)
         errors = tensor_errors(made.model, made.scheme, {}, quantizer, progress)
-        page.write_text(html(artifact.manifest, found, errors), encoding="utf-8", newline="\n")
+        refused = Refused([[m.figure, f"{m.part} context", m.beyond, m.distance] for m in missed(found, limits)], steps)
+        page.write_text(html(artifact.manifest, found, errors, refused), encoding="utf-8", newline="\n")
         raise FidelityError(f"{error}. Nothing was written but the report {page}") from None
     return info(found, limits, "full" if gate.full else "quick" if made.lossy is None else "run")
+
+
+def check_reachable(
+    gate: Gate, model: Model, scheme: QuantScheme, quantizer: Quantizer, companions: Companions, progress: Progress
+) -> None:
+    """Before a budget is spent, which takes long: whether the limits can be kept at all, by the weights in the finest formats there are.
+
+    Raises FidelityError.
+    """
+    best = finest(model, scheme)
+    sources = sorted(source.sha256 for source in quantizer.sources.values())
+    made = Quantized(model, model, best, quantizer, {"finest": repr((QUANT_VERSION, best, sources))})
+    found = measure_weights(made, companions, default_text(model), progress)
+    what = f"{model.checkpoint.source.name} in the finest formats of {scheme.name} ({stored_bits(model, best):.2f} bits a weight)"
+    limits = limits_for(gate.limits, found, model.decoder.vocab_size)
+    check(found, limits, what, f"so no --bits and no --fit keeps these limits: {LAST}. Nothing was built")
 
 
 def report_place(output: Path) -> Path:
@@ -134,7 +191,8 @@ def measure_weights(made: Quantized, companions: Companions, text: str, progress
     cut = windows(companions.tokenizer.encode(text), companions.tokens.opening, decoder.context, decoder.rope.switch, QUICK)
     wanted = [(w.given, w.scored) for w in cut]
     model = made.original.checkpoint.source.name
-    broken = FidelityError(f"{made.scheme.name} weights of {model} give logits that are not finite; {ADVICE}")
+    reason = f"{made.scheme.name} weights of {model} give logits that are not finite"
+    broken = FidelityError(f"{reason}, which is no matter of rounding; get an intact checkpoint")
     identity = [f"{name}:{digest}" for name, digest in made.weights.items()]
     sources = source_digests(made.original, quantizer.cache, progress, quantizer.threads)
     reference = logits(unquantized(made.original, sources), wanted, quantizer.cache, progress, "fidelity: the model itself")

@@ -1,6 +1,7 @@
 """What ``edge verify --against`` found, as a table and as a page."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -37,11 +38,25 @@ def head(fidelity: Fidelity) -> list[str]:
     return HEAD[: 1 + len(fidelity.parts)]
 
 
-def html(manifest: Manifest, fidelity: Fidelity, errors: Mapping[str, float] | None) -> str:
-    """The page: figures, KL divergence by position, error by matrix, and the positions that differ most."""
+@dataclass(frozen=True)
+class Refused:
+    """Why a build was. missed: of each limit the figure, the part, what was found and how far beyond it lies. advice: what to do."""
+
+    missed: Sequence[Sequence[str]]
+    advice: str
+
+
+def html(manifest: Manifest, fidelity: Fidelity, errors: Mapping[str, float] | None, refused: Refused | None = None) -> str:
+    """The page: figures, KL divergence by position, error by matrix, and the positions that differ most; of a build that was refused
+    first why."""
     source = manifest.model.name + (f" at revision {manifest.model.revision}" if manifest.model.revision else "")
     columns = range(1, 1 + len(fidelity.parts))
-    body = [
+    body = []
+    if refused is not None:
+        body += [page.heading("This build was refused: it is beyond its limits, and nothing was written but this report")]
+        body += [page.table(["figure", "where", "found", "by how much"], refused.missed)]
+        body += [page.paragraph(f"What to do: {refused.advice}.")]
+    body += [
         page.paragraph(
             f"Target {manifest.target}, engine {manifest.engine.name}, scheme {manifest.scheme.name} "
             f"({manifest.scheme.bits_per_weight:.2f} bits a weight); built by {manifest.producer} from {source}"

@@ -47,6 +47,11 @@ class Fitted:
     budget: Budget | None
 
     @property
+    def bits(self) -> float | None:
+        """What was asked for with ``--bits``."""
+        return None if self.budget is None else self.budget.bits
+
+    @property
     def info(self) -> CalibrationInfo | None:
         """For the manifest: None where weights are rounded by themselves."""
         if self.method in ALONE:

@@ -89,6 +89,12 @@ def check_link(path: Path) -> None:
         raise CheckpointError(f"{path} is a link to {to}, which is not there: {advice}")
 
 
+def check_artifact(directory: Path) -> None:
+    """Raises CheckpointError for what a build made, which may look like a checkpoint."""
+    if (directory / MANIFEST).is_file():
+        raise CheckpointError(f"{directory} is no checkpoint. {_exported(directory, [MANIFEST])}")
+
+
 def without_config(directory: Path) -> str:
     """What a directory without config.json is, and what to give instead."""
     names = _names(directory)
@@ -151,7 +157,7 @@ def absent_weights(names: Collection[str], place: str, adapter: Mapping[str, obj
 def merge_adapter(place: Path | str, config: Mapping[str, object] | None = None) -> str:
     """How to merge the PEFT adapter in ``place``, a directory or a repository of the hub, into its base. config: adapter_config.json, where
     it has been read."""
-    found = _adapter_config(Path(place)) if config is None else config
+    found = _json(Path(place) / "adapter_config.json") if config is None else config
     base = found.get("base_model_name_or_path")
     kind = found.get("peft_type")
     of = f" of {base!r}" if isinstance(base, str) and base else ""
@@ -182,7 +188,10 @@ def a_file(path: Path, exists: bool) -> str:
     """What to give instead of ``path``, which names a file."""
     suffix, parent = path.suffix.lower(), path.parent
     if not exists:
-        return f"no such file: {path}; a directory with config.json and safetensors is needed, a catalogue name (`edge models`) or a hub id"
+        unread = ", and GGUF files are not read" if suffix == ".gguf" else ""
+        return (
+            f"no such file: {path}{unread}; give a directory with config.json and safetensors, a catalogue name (`edge models`) or a hub id"
+        )
     beside = f"give its directory: {parent}" if (parent / "config.json").is_file() else "a directory with config.json beside it is needed"
     if path.name.startswith("adapter_model") or path.name == "adapter_config.json":
         return f"{path} is a file. {merge_adapter(parent)}"
@@ -202,10 +211,13 @@ def a_file(path: Path, exists: bool) -> str:
 def _exported(directory: Path, names: Collection[str]) -> str | None:
     """Of a directory that holds what a build makes."""
     if MANIFEST in names:
-        return (
-            f"It is an edgekit artifact, built already: `edge chat {directory}` runs it, `edge inspect {directory}` says of which model it "
-            "was made; give that model to build for another target."
+        made_of = _json(directory / MANIFEST).get("model")
+        name = made_of.get("name") if isinstance(made_of, dict) else None
+        known = isinstance(name, str) and re.fullmatch(r"[\w./-]{1,200}", name, re.ASCII)
+        model = (
+            f"the model that it was made of, {name}," if known else f"the model that it was made of (`edge inspect {directory}` says which)"
         )
+        return f"It is an edgekit artifact, built already: `edge chat {directory}` runs it; give {model} to build for another target."
     made = {"genai_config.json": "onnxruntime-genai", "openvino_model.xml": "OpenVINO", "mlc-chat-config.json": "MLC"}
     found = next((engine for name, engine in made.items() if name in names), None)
     if found is None and any(name.endswith(".onnx") for name in names) and not any(name.endswith(".safetensors") for name in names):
@@ -229,11 +241,11 @@ def _names(directory: Path) -> list[str]:
         return []
 
 
-def _adapter_config(directory: Path) -> Mapping[str, object]:
+def _json(path: Path) -> Mapping[str, object]:
     """Empty where it cannot be read: it only makes a message better."""
     try:
-        with (directory / "adapter_config.json").open("rb") as file:
-            found = json.loads(file.read(1 << 20))
+        with path.open("rb") as file:
+            found = json.loads(file.read(16 << 20))
     except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}

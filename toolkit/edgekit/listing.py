@@ -6,7 +6,7 @@ from dataclasses import asdict
 from datetime import datetime
 from typing import TYPE_CHECKING
 
-from edgekit.artifact import FidelityInfo, Manifest, SchemeInfo, TensorFormat
+from edgekit.artifact import FILE_BITS, FidelityInfo, Manifest, SchemeInfo, TensorFormat
 from edgekit.console import size
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def headline(manifest: Manifest) -> str:
     fidelity = f", KL {max(part.mean_kl for part in found.parts):.2g}" if found is not None and found.parts else ""
     return (
         f"{manifest.model.name} for {manifest.target}, {manifest.scheme.name}{groups(manifest.scheme)}, "
-        f"{manifest.scheme.bits_per_weight:.2f} bits a weight{fidelity}, {size(stored_bytes(manifest))}"
+        f"{manifest.scheme.bits_per_weight:.2f} bits a weight{in_the_file(manifest)}{fidelity}, {size(stored_bytes(manifest))}"
     )
 
 
@@ -80,7 +80,7 @@ def description(manifest: Manifest, *, checked: bool) -> list[tuple[str, str]]:
         ("license", model.license or "not declared"),
         ("target", manifest.target),
         ("engine", "; ".join([f"{manifest.engine.name} ({requires})" if requires else manifest.engine.name, *details])),
-        ("scheme", f"{scheme.name}, {scheme.bits_per_weight:.2f} bits a weight"),
+        ("scheme", f"{scheme.name}, {scheme.bits_per_weight:.2f} bits a weight{in_the_file(manifest)}"),
         ("", f"linear {_format(scheme.linear)}, embedding {_format(scheme.embedding)}, lm_head {_format(scheme.lm_head)}"),
         *(("", line) for line in _others(scheme)),
         ("context", f"{context.length} tokens"),
@@ -209,6 +209,12 @@ def _gathered(names: Sequence[str]) -> list[str]:
         else:
             parts[layer[1]] = parts.get(layer[1], 0) + 1
     return [*others, *(f"{part} of {count} layer{'s' if count > 1 else ''}" for part, count in parts.items())]
+
+
+def in_the_file(manifest: Manifest) -> str:
+    """What the engine's own file takes for a weight, where it stores scales wider than they are; else empty."""
+    found = manifest.engine.details.get(FILE_BITS)
+    return f" ({found:.2f} in the file)" if isinstance(found, float | int) else ""
 
 
 def groups(scheme: SchemeInfo) -> str:

@@ -81,11 +81,11 @@ def build(
 ) -> None:
     """Quantize a model and write an artifact for each target."""
     from edgekit import console, listing
-    from edgekit.build import build as build_artifact
-    from edgekit.build import check_request, outputs
+    from edgekit.build import carry_out
     from edgekit.cache import parse_size
     from edgekit.fidelity_gate import Limits
     from edgekit.fitting import BEST
+    from edgekit.prepare import Order, outputs, prepare
     from edgekit.resources import read_text
 
     if no_verify and (verify_full or max_kl is not None or min_top1 is not None):
@@ -93,40 +93,37 @@ def build(
     text = read_text(Path(calibrate)) if calibrate is not None and calibrate != "default" else None
     method = method or (BEST if calibrate is not None else None)
     size = parse_size(fit, "--fit") if fit is not None else None
-    places = outputs(model, target, out)
-    for name, directory in places:
-        check_request(name, directory, scheme=scheme, force=force)
+    order = Order(
+        model,
+        scheme=scheme,
+        revision=revision,
+        context=context,
+        device=device,
+        offline=offline,
+        force=force,
+        cached=not no_cache,
+        verify=not no_verify,
+        full=verify_full,
+        limits=Limits(max_kl, min_top1),
+        calibration=text,
+        method=method,
+        bits=bits,
+        fit_bytes=size,
+        threads=threads,
+    )
+    with console.progress(quiet=quiet or json) as progress:
+        jobs = prepare(order, outputs(model, target, out), progress)
     written: list[dict[str, object]] = []
-    for name, directory in places:
+    for job in jobs:
         try:
             with console.progress(quiet=quiet or json) as progress:
-                manifest = build_artifact(
-                    model,
-                    target=name,
-                    output=directory,
-                    scheme=scheme,
-                    revision=revision,
-                    context=context,
-                    device=device,
-                    offline=offline,
-                    force=force,
-                    cached=not no_cache,
-                    verify=not no_verify,
-                    full=verify_full,
-                    limits=Limits(max_kl, min_top1),
-                    calibration=text,
-                    method=method,
-                    bits=bits,
-                    fit_bytes=size,
-                    progress=progress,
-                    threads=threads,
-                )
+                manifest = carry_out(job, progress)
         except EdgekitError as error:
             fail(error, {"written": written} if json else None)
-        written.append({"directory": str(directory), **listing.summary(manifest)})
+        written.append({"directory": str(job.output), **listing.summary(manifest)})
         if not (quiet or json):
-            console.show(f"{directory}: {listing.headline(manifest)}")
+            console.show(f"{job.output}: {listing.headline(manifest)}")
         if reason := manifest.conformance.greedy.reason:
-            console.notice(f"edge: note: {directory} is built, but was not tried here: {reason}")
+            console.notice(f"edge: note: {job.output} is built, but was not tried here: {reason}")
     if json:
         console.show_json(written)

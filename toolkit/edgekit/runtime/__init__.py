@@ -18,7 +18,7 @@ Texts are worked on in a process of its own, with limits (confine.py). Nothing h
 import functools
 import operator
 import time
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -88,6 +88,7 @@ class Runtime:
     """A loaded artifact. Use it in a ``with`` block, or ``close`` it. For one thread at a time.
 
     The tokens of the last sequence stay in the session's cache: a prompt that begins with them costs only what is new.
+    given_up: asked in the search for an answer in a given form; where it says True, that ends with a UsageError.
     """
 
     def __init__(self, manifest: Manifest, tokenizer: Tokenizer, template: ChatTemplates | None, session: Session) -> None:
@@ -97,6 +98,7 @@ class Runtime:
         self._template = template
         self._cache = PrefixCache(session, switch=manifest.context.rope_switch)
         self._forms: Forms | None = None
+        self.given_up: Callable[[], bool] = lambda: False
 
     @property
     def context(self) -> int:
@@ -237,7 +239,7 @@ class Runtime:
         if wanted is not None:
             if self._forms is None:
                 self._forms = Forms(self.tokenizer, self.manifest.tokens.vocab_size, self.manifest.tokens.stop)
-            form = functools.partial(Guide, wanted, self._forms)
+            form = functools.partial(Guide, wanted, self._forms, given_up=self.given_up)
             shown = self.tokenizer.encode("a")  # what follows a letter is decoded as it is: no leading space is stripped
         return generate(
             self._cache,

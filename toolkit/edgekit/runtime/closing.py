@@ -10,10 +10,12 @@ only where tokens spell all of it.
 import functools
 import heapq
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import count
 from typing import Any
+
+from edgekit.errors import UsageError
 
 LONGEST = 16
 """Bytes of the tokens that a plan is spelled with."""
@@ -27,6 +29,14 @@ ALIKE = 3
 """Texts of one length and with the same next bytes that are followed further."""
 PATIENCE = 8
 """Times that the same choice is taken where nothing tells one place from another, before it is the turn of the next."""
+
+
+GivenUp = Callable[[], bool]
+"""Whether nobody waits for the answer any more: asked at every step of a search."""
+
+
+class TooMuch(Exception):
+    """llguidance's word for why it went no further."""
 
 
 @dataclass(frozen=True)
@@ -75,18 +85,18 @@ class Spelling:
         return spelled[::-1]
 
 
-def first(matcher: Any, spelling: Spelling, most: int, effort: int) -> bytes | None:
+def first(matcher: Any, spelling: Spelling, most: int, effort: int, given_up: GivenUp) -> bytes | None:
     """Bytes that complete what ``matcher`` (an LLMatcher for single bytes) begins, of at most ``most`` tokens.
 
-    effort: texts that are looked at before it gives up.
+    effort: texts that are looked at before it gives up. Raises TooMuch, and UsageError where ``given_up``.
     """
-    found = _dive(matcher, spelling, min(BYTES, most * LONGEST))
+    found = _dive(matcher, spelling, min(BYTES, most * LONGEST), given_up)
     if found is not None and spelling.spell(found, most) is not None:
         return found
-    return _search(matcher, b"", spelling, most, effort)
+    return _search(matcher, b"", spelling, most, effort, given_up)
 
 
-def following(matcher: Any, old: bytes, spelling: Spelling, most: int, effort: int) -> bytes | None:
+def following(matcher: Any, old: bytes, spelling: Spelling, most: int, effort: int, given_up: GivenUp) -> bytes | None:
     """As ``first``, after a token. old: what would have completed the text before it.
 
     Where there is a way, but the one straight ahead is too long, no other is looked for: the limit is near, and ``old`` leads there.
@@ -94,9 +104,12 @@ def following(matcher: Any, old: bytes, spelling: Spelling, most: int, effort: i
     for tail in dict.fromkeys(old[skipped:] for skipped in range(min(len(old), REUSED) + 1)):
         if _completes(matcher, tail) and spelling.spell(tail, most) is not None:
             return tail
-    found = _dive(matcher, spelling, min(BYTES, most * LONGEST))
+    try:
+        found = _dive(matcher, spelling, min(BYTES, most * LONGEST), given_up)
+    except TooMuch:
+        return None
     if found is None or spelling.spell(found, len(found)) is None:
-        return _search(matcher, old, spelling, most, effort)
+        return _search(matcher, old, spelling, most, effort, given_up)
     return found if spelling.spell(found, most) is not None else None
 
 
@@ -106,11 +119,12 @@ def _completes(matcher: Any, text: bytes) -> bool:
     return bool(matcher.validate_tokens([*text, END]) == len(text) + 1)
 
 
-def _dive(matcher: Any, spelling: Spelling, limit: int) -> bytes | None:
+def _dive(matcher: Any, spelling: Spelling, limit: int, given_up: GivenUp) -> bytes | None:
     """Straight ahead, always by the byte that looks most like an end; where the same choice comes again and again, another by turns."""
     here, text = matcher.deep_copy(), bytearray()
     seen: Counter[bytes] = Counter()
     while not here.is_accepting():
+        _check(given_up)
         step = here.compute_ff_bytes()
         if not step:
             mask = _mask(here, spelling)
@@ -120,18 +134,21 @@ def _dive(matcher: Any, spelling: Spelling, limit: int) -> bytes | None:
             step = choices[seen[mask] // PATIENCE % len(choices)].to_bytes(1, "little")
             seen[mask] += 1
         text += step
-        if len(text) > limit or not here.consume_tokens(list(step)):
+        if len(text) > limit:
             return None
+        if not here.consume_tokens(list(step)):
+            raise TooMuch(here.get_error())
     return bytes(text)
 
 
-def _search(matcher: Any, old: bytes, spelling: Spelling, most: int, effort: int) -> bytes | None:
+def _search(matcher: Any, old: bytes, spelling: Spelling, most: int, effort: int, given_up: GivenUp) -> bytes | None:
     """The shortest text first. Where the next bytes are new every one of them is tried, else a few."""
     order = count()
     known: set[bytes] = set()
     alike: Counter[tuple[int, bytes]] = Counter()
     queue: list[tuple[int, int, bytes, Any]] = [(0, next(order), b"", matcher)]
     while queue and effort > 0:
+        _check(given_up)
         size, _, text, here = heapq.heappop(queue)
         effort -= 1
         tails = dict.fromkeys((b"", *(old[skipped:] for skipped in range(min(len(old), 4)))))
@@ -152,6 +169,11 @@ def _search(matcher: Any, old: bytes, spelling: Spelling, most: int, effort: int
                     continue
                 heapq.heappush(queue, (size + len(step), next(order), text + step, after))
     return None
+
+
+def _check(given_up: GivenUp) -> None:
+    if given_up():
+        raise UsageError("the answer was given up before it began")
 
 
 def _mask(matcher: Any, spelling: Spelling) -> bytes:

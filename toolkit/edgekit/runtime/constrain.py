@@ -13,12 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekit.errors import UsageError
-from edgekit.runtime.closing import END, LONGEST, Spelling, first, following
+from edgekit.runtime.closing import END, LONGEST, GivenUp, Spelling, TooMuch, first, following
 from edgekit.runtime.grammars import Kind, from_lark, from_regex, from_schema, llguidance
-from edgekit.runtime.layout import Layout, blank
+from edgekit.runtime.layout import DEEPEST, Layout, blank
 from edgekit.runtime.tokenizer import Tokenizer
 from edgekit.text_work import byte_level
 
+ITEMS, STEP_ITEMS = 10_000, 250_000
+"""Of llguidance's parser: its own 2,000 and 50,000 refuse an object of 500 optional properties. A step may take some 12 ms."""
 FIRST_EFFORT, EFFORT = 4000, 400
 """Texts looked at to find a way to the end: from the beginning, and after a token. Some 30 microseconds each."""
 
@@ -43,6 +45,7 @@ class Forms:
 
     def __init__(self, tokenizer: Tokenizer, vocab_size: int, stop: Collection[int]) -> None:
         self.library = llguidance()
+        self.limits = self.library.LLParserLimits(max_items_in_row=ITEMS, step_max_items=STEP_ITEMS)
         if not stop:
             raise UsageError("the artifact has no stop token, so an answer in a given form could not end; build it again")
         self.stop = np.array(sorted(stop), np.intp)
@@ -75,19 +78,25 @@ def constraint(*, json_schema: Mapping[str, object] | bool | str | None, regex: 
 class Guide:
     """Leads one answer of at most ``limit`` tokens. For each token ask ``mask``, then ``take`` the one that was chosen.
 
+    given_up: ends a search in the middle.
     Raises UsageError: the constraint is malformed, asks for what llguidance does not implement (which it names), matches nothing, or no
     answer within ``limit`` is found.
     """
 
-    def __init__(self, wanted: Constraint, forms: Forms, limit: int) -> None:
-        self._kind, self._forms, self._left = wanted.kind, forms, limit
+    def __init__(self, wanted: Constraint, forms: Forms, limit: int, given_up: GivenUp = lambda: False) -> None:
+        self._kind, self._forms, self._left, self._given_up = wanted.kind, forms, limit, given_up
         self._tokens = _matcher(forms, forms.tokens, wanted)
         self._single = _matcher(forms, forms.single, wanted)
         self._finished = False
         self._layout = Layout() if wanted.kind == "JSON schema" else None
-        plan = first(self._single, forms.spelling, limit, FIRST_EFFORT)
+        try:
+            plan = first(self._single, forms.spelling, limit, FIRST_EFFORT, given_up)
+        except TooMuch as error:
+            raise self._too_much(str(error)) from None
         if plan is None:
             raise UsageError(f"no text of this {self._kind} was found that ends within {limit:,} tokens; {self._advice(limit)}")
+        if self._layout is not None and self._layout.after(plan) is None:
+            raise UsageError(f"this {self._kind} cannot be enforced: it needs more than {DEEPEST} lists and objects, one in the other")
         self._plan = plan
 
     @property
@@ -123,8 +132,8 @@ class Guide:
         self._check(after)
         plan = self._plan[len(text) :] if self._plan.startswith(text) else None
         if plan is None or self._forms.spelling.spell(plan, left) is None:
-            plan = following(after, self._plan, self._forms.spelling, left, EFFORT)
-        if plan is None:
+            plan = following(after, self._plan, self._forms.spelling, left, EFFORT, self._given_up)
+        if plan is None or (layout is not None and layout.after(plan) is None):
             return False
         self._tokens.consume_token(token)
         self._check(self._tokens)
@@ -144,7 +153,7 @@ class Guide:
     def _advice(self, limit: int) -> str:
         """What to do where no text was found."""
         spelling = self._forms.spelling
-        text = first(self._single, SINGLE, limit * LONGEST, FIRST_EFFORT)
+        text = first(self._single, SINGLE, limit * LONGEST, FIRST_EFFORT, self._given_up)
         if text is not None and (lacking := sorted({byte for byte in text if not spelling.reachable >> byte & 1})):
             return f"the tokenizer has no token for the byte {lacking[0]:#x}, which such a text may need; leave it out of the {self._kind}"
         return "allow more (max_tokens, or a shorter prompt), or check that it matches anything at all"
@@ -152,7 +161,10 @@ class Guide:
     def _check(self, matcher: Any) -> None:
         """llguidance keeps its errors to itself until asked."""
         if matcher.is_error():
-            raise UsageError(f"this {self._kind} became too much for llguidance: {_brief(matcher.get_error())}; make it simpler")
+            raise self._too_much(matcher.get_error())
+
+    def _too_much(self, problem: str) -> UsageError:
+        return UsageError(f"this {self._kind} became too much for llguidance: {_brief(problem)}; make it simpler")
 
 
 def token_bytes(tokenizer: Tokenizer, vocab_size: int, stop: Collection[int]) -> list[bytes]:
@@ -214,7 +226,7 @@ def _tokens(library: Any, texts: Sequence[bytes], spelling: Spelling) -> Any:
 
 
 def _matcher(forms: Forms, tokens: Any, wanted: Constraint) -> Any:
-    made = forms.library.LLMatcher(tokens, wanted.grammar, log_level=0)
+    made = forms.library.LLMatcher(tokens, wanted.grammar, log_level=0, limits=forms.limits)
     problem = made.get_error() if made.is_error() else "; ".join(made.get_grammar_warnings())
     if problem:
         raise UsageError(f"this {wanted.kind} cannot be enforced: {_brief(problem)}")

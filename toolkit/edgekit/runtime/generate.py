@@ -1,5 +1,6 @@
 """The one generation loop, for every engine: tokens in, steps of text out."""
 
+import operator
 import re
 import time
 from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
@@ -11,7 +12,7 @@ from edgekit.runtime.constrain import Guide
 from edgekit.runtime.lookup import Lookup
 from edgekit.runtime.prefix import PrefixCache
 from edgekit.runtime.sampling import GREEDY, Processor, Sampler, Sampling, likeliest
-from edgekit.runtime.tokenizer import TextStream
+from edgekit.runtime.tokenizer import TextStream, check_whole
 
 Finish = Literal["stop", "length", "context"]
 """stop: a stop token or stop string, or an answer in a given form is complete. length: ``max_tokens`` reached.
@@ -102,15 +103,10 @@ def generate(
     ``cache`` usable, and generators that share one may be used by turns.
     Raises ContextOverflow when the prompt leaves no room for an answer, UsageError, EngineError.
     """
-    strings = (stop,) if isinstance(stop, str) else tuple(stop)
-    if any(not s for s in strings):
-        raise UsageError("a stop string cannot be empty")
-    if max_tokens is not None and max_tokens < 1:
-        raise UsageError(f"max_tokens has to be at least 1; found {max_tokens}")
-    if lookup < 0:
-        raise UsageError(f"lookup has to be 0 (off) or the most tokens to guess ahead; found {lookup}")
-    if top_logprobs < 0:
-        raise UsageError(f"top_logprobs has to be 0 (none) or how many tokens to name; found {top_logprobs}")
+    strings = _strings(stop)
+    max_tokens = None if max_tokens is None else _whole("max_tokens", max_tokens, 1, "at least 1")
+    lookup = _whole("lookup", lookup, 0, "0 (off) or the most tokens to guess ahead")
+    top_logprobs = _whole("top_logprobs", top_logprobs, 0, "0 (none) or how many tokens to name")
     if not len(prompt):
         raise UsageError("the prompt is empty: there is no token to start from")
     if len(prompt) >= context:
@@ -125,6 +121,28 @@ def generate(
         raise UsageError("a stop string would cut an answer in a given form, which is complete by itself; leave it out")
     sampler, text = Sampler(sampling, processors, None if form is None else form(limit)), _Text(stream, strings, frozenset(stop_tokens))
     return _steps(cache, list(prompt), sampler, text, frozenset(stop_tokens), limit, last, lookup, top_logprobs)
+
+
+def _strings(stop: object) -> tuple[str, ...]:
+    found = (stop,) if isinstance(stop, str) else tuple(stop) if isinstance(stop, Sequence) else (stop,)
+    for text in found:
+        if not isinstance(text, str):
+            raise UsageError(f"stop is a text or a list of texts; found {type(text).__name__}")
+        if not text:
+            raise UsageError("a stop string cannot be empty")
+        check_whole(text, "a stop string")
+    return found
+
+
+def _whole(name: str, value: object, least: int, wanted: str) -> int:
+    """``value`` as an int, whatever integer it is. Raises UsageError."""
+    try:
+        found = operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        found = least - 1
+    if found < least or isinstance(value, bool):
+        raise UsageError(f"{name} has to be {wanted}; found {value!r}")
+    return found
 
 
 def _steps(

@@ -3,8 +3,10 @@
 import functools
 import importlib
 import json
+import math
 import re
 from collections.abc import Mapping
+from decimal import Decimal
 from typing import Any, Literal
 
 from edgekit.errors import EngineMissing, UsageError
@@ -15,6 +17,10 @@ LIMIT = 1 << 20
 REFERENCES, RULES = 128, 250
 """Of a schema, of a grammar. llguidance follows them recursively, and a long chain of them overruns the stack and ends the process: of
 8 MB between 1,000 and 3,000, of 1 MB, as a thread may have, between 128 and 256 references and between 256 and 512 rules."""
+SUBSCHEMAS, NAMES, PATTERNS, MULTIPLE = 5000, 1000, 64, 10_000
+"""Of a schema: objects and lists in it; the root of the sum of the squares of how many names its objects have; patternProperties; the sum
+of its multipleOf without their decimal points (what they have in common, where they may meet in one number). Compiling grows with the
+square of an object's names (1,000: 1 s, 10,000: three minutes), the cube of the patterns and with multipleOf, and cannot be broken off."""
 LEVELS, LEVELS_WITHIN = 64, 8
 """That JSON may be indented by: an answer of its own (where layout.py sees to its depth besides), and inside of a grammar."""
 ESCAPES = '"\\bfnrt'
@@ -41,7 +47,7 @@ def from_schema(schema: object) -> str:
     """Given as text or as what JSON parses to. Raises UsageError, EngineMissing."""
     try:
         parsed = json.loads(_bounded("JSON schema", schema)) if isinstance(schema, str) else schema
-        text = json.dumps(parsed, allow_nan=False)
+        text = json.dumps(parsed, allow_nan=False, ensure_ascii=False)
     except (ValueError, TypeError, RecursionError) as error:
         raise UsageError(f"the JSON schema is no JSON: {str(error)[:200]}") from None
     _check_schema(parsed, text)
@@ -68,8 +74,7 @@ def _check_schema(parsed: object, text: str) -> None:
     if parsed is False:
         raise UsageError("this JSON schema cannot be enforced: it is false, which nothing is valid under")
     _check_references("JSON schema", text)
-    if _counts_keys(parsed):
-        raise UsageError("this JSON schema cannot be enforced: minProperties above 1; name the keys in required")
+    _check_parts(parsed, meeting='"allOf"' in text or '"$ref"' in text)
 
 
 def _bounded(kind: Kind, text: object) -> str:
@@ -88,18 +93,41 @@ def _check_references(kind: Kind, text: str) -> None:
         raise UsageError(f"the {kind} has {count:,} references; at most {REFERENCES} are followed")
 
 
-def _counts_keys(schema: object) -> bool:
+def _check_parts(schema: object, *, meeting: bool) -> None:
+    """Raises UsageError for what could not be kept, and for more than can be compiled in a second or two. meeting: of several schemas for
+    one value."""
+    count = squares = patterns = 0
+    multiples = [1]
     waiting = [schema]  # not by recursion: newer Pythons' json reads more levels than calls may be nested
     while waiting:
         found = waiting.pop()
-        if isinstance(found, Mapping):
-            least = found.get("minProperties")
-            if isinstance(least, (int, float)) and least > 1:
-                return True
-            waiting += found.values()
-        elif isinstance(found, list):
-            waiting += found
-    return False
+        if isinstance(found, (Mapping, list, tuple)):
+            count += 1
+            waiting += found.values() if isinstance(found, Mapping) else found
+        if not isinstance(found, Mapping):
+            continue
+        least, required, pattern_properties = found.get("minProperties"), found.get("required"), found.get("patternProperties")
+        if isinstance(least, (int, float)) and least > 1:
+            raise UsageError("this JSON schema cannot be enforced: minProperties above 1; name the keys in required")
+        squares += max(len(found), len(required) if isinstance(required, (list, tuple)) else 0) ** 2
+        patterns += len(pattern_properties) if isinstance(pattern_properties, Mapping) else 0
+        multiples.append(_digits(found.get("multipleOf")))
+    for what, size, most in (
+        ("names of properties (the root of the sum of their squares by object)", math.isqrt(squares), NAMES),
+        ("lists and objects in it", count, SUBSCHEMAS),
+        ("patternProperties", patterns, PATTERNS),
+        ("as its multipleOf, taken together", math.lcm(*multiples) if meeting else sum(multiples), MULTIPLE),
+    ):
+        if size > most:
+            raise UsageError(f"this JSON schema would take too long to compile: it has {min(size, 10**9)} {what}; at most {most} are taken")
+
+
+def _digits(multiple: object) -> int:
+    """0.25 as 25: that many states an automaton for it has. More than MULTIPLE is as good as anything more."""
+    if isinstance(multiple, bool) or not isinstance(multiple, (int, float)) or multiple <= 0:
+        return 1
+    digits = Decimal(repr(multiple)).normalize().as_tuple().digits if isinstance(multiple, float) else ()
+    return min(MULTIPLE + 1, int("".join(map(str, digits))) if digits else int(multiple))
 
 
 _PIECE = re.compile(r'(?P<literal>"(?:\\.|[^"\\\n])*"|//[^\n]*|/(?:\\.|[^/\\\n])+/)|(?P<json>%json\s*)')
@@ -139,9 +167,9 @@ def _with_options(text: str) -> tuple[str, str]:
             continue
         try:
             schema, at = json.JSONDecoder().raw_decode(text, at)
-            written = json.dumps(schema, allow_nan=False)
+            written = _bounded("JSON schema", json.dumps(schema, allow_nan=False, ensure_ascii=False))
         except (ValueError, RecursionError) as error:
             raise UsageError(f"a JSON schema in the grammar is no JSON: {str(error)[:200]}") from None
         _check_schema(schema, written)
-        whole += "%json " + json.dumps({**({} if schema is True else schema), "x-guidance": _options(LEVELS_WITHIN)})
+        whole += "%json " + json.dumps({**({} if schema is True else schema), "x-guidance": _options(LEVELS_WITHIN)}, ensure_ascii=False)
     return whole + text[at:], rest + text[at:]

@@ -8,6 +8,8 @@ tabs stay possible, and nothing wider.
 from dataclasses import dataclass
 
 BLANK = b" \n\t"
+DEEPEST = 64
+"""Lists and objects in each other; JSON that is nested deeper not every reader takes, edge serve's neither."""
 INDENT = 4
 """Spaces a level; a tab counts as as many."""
 _WIDTHS = {ord(" "): 1, ord("\n"): 1, ord("\t"): INDENT}
@@ -40,7 +42,8 @@ class Layout:
         return 0 if self.key else 1 + INDENT * len(self.open) - self.spent
 
     def after(self, text: bytes) -> "Layout | None":
-        """Where it stands after ``text``, which a JSON grammar allows; None where white space in it is too wide."""
+        """Where it stands after ``text``, which a JSON grammar allows; None where white space in it is too wide, or it is nested
+        too deep."""
         here = self
         for byte in text:
             found = here._next(byte)
@@ -58,6 +61,8 @@ class Layout:
         if byte == ord('"'):
             return Layout(self.open, byte, quoted=True, key=self.open.endswith(b"{") and self.last in b"{,")
         if byte in b"{[":
+            if len(self.open) == DEEPEST:
+                return None
             return Layout(self.open + bytes([byte]), byte)
         return Layout(self.open[:-1] if byte in b"}]" else self.open, byte)
 

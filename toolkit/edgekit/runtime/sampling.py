@@ -37,7 +37,8 @@ def _check(name: str, value: object, good: bool, wanted: str) -> None:
 class Sampling:
     """How tokens are chosen. The default is greedy: always the most likely one, the lowest id in a tie.
 
-    temperature:        divides the logits; 0 is greedy, and then only ``repetition_penalty`` and the processors matter.
+    temperature:        divides the logits; 0 is greedy, and then only ``repetition_penalty`` and the processors matter: what else is given
+                        would change nothing, and is refused.
     top_k:              keep the k most likely tokens, and what ties with the last; 0 keeps all.
     top_p:              keep the smallest set of most likely tokens whose probability reaches p; 1 keeps all.
     min_p:              keep tokens at least this fraction as likely as the most likely one; 0 keeps all.
@@ -54,12 +55,27 @@ class Sampling:
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        _check("temperature", self.temperature, 0 <= self.temperature < math.inf, "at least 0")
-        _check("top_k", self.top_k, isinstance(self.top_k, int) and self.top_k >= 0, "a whole number, 0 for all")
-        _check("top_p", self.top_p, 0 < self.top_p <= 1, "above 0 and at most 1")
-        _check("min_p", self.min_p, 0 <= self.min_p <= 1, "between 0 and 1")
-        _check("repetition_penalty", self.repetition_penalty, 0 < self.repetition_penalty < math.inf, "above 0, and 1 for none")
-        _check("seed", self.seed, self.seed is None or (isinstance(self.seed, int) and self.seed >= 0), "a whole number from 0")
+        _check("temperature", self.temperature, _real(self.temperature) and 0 <= self.temperature < math.inf, "at least 0")
+        _check("top_k", self.top_k, _whole(self.top_k) and self.top_k >= 0, "a whole number, 0 for all")
+        _check("top_p", self.top_p, _real(self.top_p) and 0 < self.top_p <= 1, "above 0 and at most 1")
+        _check("min_p", self.min_p, _real(self.min_p) and 0 <= self.min_p <= 1, "between 0 and 1")
+        penalty = self.repetition_penalty
+        _check("repetition_penalty", penalty, _real(penalty) and 0 < penalty < math.inf, "above 0, and 1 for none")
+        _check("seed", self.seed, self.seed is None or (_whole(self.seed) and self.seed >= 0), "a whole number from 0")
+        idle = {"top_k": self.top_k > 0, "top_p": self.top_p < 1, "min_p": self.min_p > 0, "seed": self.seed is not None}
+        if not self.temperature and any(idle.values()):
+            named = ", ".join(name for name, given in idle.items() if given)
+            raise UsageError(
+                f"{named} would change nothing: at temperature 0 the likeliest token is taken each time; give one, such as 0.8"
+            )
+
+
+def _real(value: object) -> bool:
+    return isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
+
+
+def _whole(value: object) -> bool:
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
 
 
 GREEDY = Sampling()

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import importlib.metadata
+import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ DECODE = Cost(seconds=4)
 WHOLE = Cost(seconds=20)
 """Of what is asked about the whole vocabulary."""
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+_HALF = re.compile("[\ud800-\udfff]")
 _WINDOW = 8
 """Tokens decoded again in front of a new one. A cut UTF-8 character is at most 3 tokens long."""
 
@@ -195,6 +197,7 @@ class Tokenizer:
 
         most: a text that surely has more tokens is not encoded. Raises ContextOverflow, UsageError, ArtifactError.
         """
+        check_whole(text, "the text")
         if most is not None and len(text) > 4 * most and (fewest := self.backend.fewest(text)) > most:
             raise ContextOverflow(f"the prompt has at least {fewest} tokens; the context holds {most}. Shorten it")
         ids = self.backend.encode(text, add_special_tokens=False)
@@ -211,6 +214,13 @@ class Tokenizer:
     def stream(self, context: Sequence[int] = ()) -> "TextStream":
         """Decodes what follows ``context`` token by token, see TextStream."""
         return TextStream(self, context)
+
+
+def check_whole(text: str, what: str) -> None:
+    """Raises UsageError where ``text`` holds half a character: a lone surrogate, which is nothing that could be written or tokenized."""
+    if (half := _HALF.search(text)) is not None:
+        place = f"at {half.start()}, U+{ord(half[0]):04X}"
+        raise UsageError(f"{what} holds half a character (a lone surrogate, {place}); read or cut it as whole characters")
 
 
 def open_tokenizer(

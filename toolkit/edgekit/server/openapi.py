@@ -13,6 +13,8 @@ from edgekit.server.requests import SEEDS, ChatRequest, TextRequest
 from edgekit.server.settings import Limits
 
 _TYPES = {str: "string", int: "integer", float: "number", bool: "boolean", type(None): "null"}
+ECHOED = ("refusal", "audio", "function_call", "annotations", "reasoning", "reasoning_content", "parsed")
+"""Of an answer's fields, those that clients send back with it."""
 PROBLEMS = {
     400: "What was asked for cannot be meant, or does not fit.",
     401: "The API key is missing or wrong.",
@@ -120,25 +122,34 @@ def document(model: str, limits: Limits, context: int, *, key: bool) -> Document
 def _messages(bounds: Mapping[str, Document]) -> list[Document]:
     """Messages by who says them: what each has to have, its type alone does not say."""
     said = typing.cast(dict[str, object], _record(requests.Said, bounds)["properties"])
-    content = {"anyOf": [{"type": "string"}, {"type": "array", "items": _record(requests.Part, bounds)}]}
+    parts = {kind: _part(kind) for kind in ("text", "refusal")}
     kinds: list[Document] = []
     for roles, keys in (
         (["system", "developer", "user"], ()),
-        (["assistant"], ("refusal", "audio", "function_call", "annotations")),
-        (["assistant"], ("tool_calls",)),
+        (["assistant"], ECHOED),
+        (["assistant"], ("tool_calls", *ECHOED)),
         (["tool"], ("tool_call_id",)),
     ):
         own = {
             "tool_calls": {"type": "array", "minItems": 1, "items": _record(requests.Called, bounds)},
             "tool_call_id": {"type": "string"},
         }
+        taken = list(parts.values()) if roles == ["assistant"] else [parts["text"]]
+        content: Document = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"anyOf": taken}}]}
         properties = {"role": {"enum": roles}, "content": content, "name": said["name"], **{key: own.get(key, said[key]) for key in keys}}
+        if roles == ["assistant"]:
+            properties.setdefault("tool_calls", {"type": "null"})
         if "tool_calls" in keys:
-            properties["content"] = said["content"]
+            properties["content"] = {"anyOf": [content, {"type": "null"}]}
         needed = [key for key in keys if key in own]
         required = ["role", *needed] if "tool_calls" in keys else ["role", "content", *needed]
         kinds.append({"type": "object", "properties": properties, "required": required, "additionalProperties": False})
     return kinds
+
+
+def _part(kind: str) -> Document:
+    properties = {"type": {"const": kind}, kind: {"type": "string"}}
+    return {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
 
 
 def _operation(summary: str, schema: Document) -> Document:
@@ -189,7 +200,7 @@ def _bounds(limits: Limits, context: int) -> Mapping[str, Document]:
         "logprobs": {"minimum": 0, "maximum": requests.TOP_TEXT},
         "stop": {"minLength": 1, "maxLength": requests.STOP_LENGTH, "maxItems": requests.STOPS},
         "messages": {"minItems": 1, "maxItems": limits.messages},
-        "tools": {"minItems": 1, "maxItems": requests.TOOLS},
+        "tools": {"maxItems": requests.TOOLS},
         "logit_bias": {"propertyNames": {"pattern": "^[0-9]{1,9}$"}},
         "prompt": {"minLength": 1, "minItems": 1},
     }

@@ -10,7 +10,8 @@ import string
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from edgekit.server.messages import parameters, template_tools
+from edgekit.server.messages import template_tools
+from edgekit.server.problems import refuse
 from edgekit.server.requests import Tool
 
 ID_LENGTH = 9
@@ -97,10 +98,24 @@ def with_tools(syntax: ToolSyntax, messages: list[dict[str, object]], tools: Seq
 def _one(syntax: ToolSyntax, tool: Tool, place: str) -> dict[str, object]:
     return {
         "type": "object",
-        "properties": {"name": {"const": tool.function.name}, syntax.arguments: _moved(parameters(tool), place)},
+        "properties": {"name": {"const": tool.function.name}, syntax.arguments: _arguments(tool, place)},
         "required": ["name", syntax.arguments],
         "additionalProperties": False,
     }
+
+
+def _arguments(tool: Tool, place: str) -> object:
+    """Always an object, whether the tool's schema says so or not; an empty one for a tool without parameters. Raises Refused."""
+    schema = tool.function.parameters
+    if not schema:
+        return {"type": "object", "additionalProperties": False}
+    kinds = schema.get("type", "object")
+    if kinds == "object":
+        return _moved(schema, place) if "type" in schema else {"allOf": [_moved(schema, f"{place}/allOf/0"), {"type": "object"}]}
+    if not isinstance(kinds, (list, tuple)) or "object" not in kinds:
+        problem = f"arguments are an object, and the parameters of {tool.function.name!r} are of type {str(kinds)[:80]!r}"
+        raise refuse(f"tools: {problem}", param="tools")
+    return _moved({**schema, "type": "object"}, place)
 
 
 def _moved(schema: object, place: str) -> object:

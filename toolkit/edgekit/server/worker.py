@@ -121,6 +121,7 @@ class Worker(Generic[T]):
 
     def _work(self, ticket: Ticket[T]) -> Problem | None:
         """Sends the parts of an answer; returns how it ended. Nothing that a request does ends the thread."""
+        self._runtime.given_up = lambda: ticket.cancelled
         try:
             if self._forget:
                 self._runtime.forget()
