@@ -37,7 +37,9 @@ DEEP = 5
 """Times that pip is asked at most."""
 GLIBC = (31, 17)
 """2.31 is Debian 11's, Raspberry Pi OS's of the same age and Ubuntu 20.04's; no wheel asks for less than 2.17 today."""
-PAPERS = re.compile(r"(licen[cs]e|copying|notice|authors|copyright)[^/]*", re.IGNORECASE)
+PAPERS = re.compile(r"(licen[cs]e|copying|notice|authors|copyright|third[-_ ]?party[-_ ]?(notice|licen[cs]e))[^/]*", re.IGNORECASE)
+APACHE = re.compile(r"Apache[- ]?(Software License|Licen[cs]e)?,?( Version)?[- ]?(2\.0)?", re.IGNORECASE)
+"""How authors name the Apache licence 2.0."""
 
 
 @dataclass(frozen=True)
@@ -284,14 +286,17 @@ def _wheel(path: Path) -> Wheel:
 
 
 def papers(wheel: Wheel) -> Iterator[tuple[str, bytes]]:
-    """The licences and notices that a wheel carries, by file name, numbered where two are called the same."""
+    """The licences and notices that a wheel carries, beside its metadata or at the top of its package, by file name, numbered where two are
+    called the same; of one under the Apache licence that carries none, that licence's text, which is edgekit's own."""
     seen: dict[str, int] = {}
     with zipfile.ZipFile(wheel.path) as archive:
         for name in sorted(archive.namelist()):
             last = name.rpartition("/")[2]
-            if ".dist-info/" in name and PAPERS.fullmatch(last):
+            if (".dist-info/" in name or name.count("/") == 1) and PAPERS.fullmatch(last) and not last.endswith((".py", ".so")):
                 seen[last] = seen.get(last, 0) + 1
                 yield (last if seen[last] == 1 else f"{last}.{seen[last]}"), archive.read(name)
+    if not seen and wheel.license is not None and APACHE.fullmatch(wheel.license):
+        yield "LICENSE", own_license().encode()
 
 
 def locked(wheels: Sequence[Wheel]) -> str:

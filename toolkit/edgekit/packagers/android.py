@@ -5,7 +5,7 @@ from pathlib import Path
 from edgekit.artifact import Artifact
 from edgekit.packagers import Made, Settings
 from edgekit.packagers.apps import check_app, facts
-from edgekit.packagers.parts import Component, copy_artifact, fill_templates
+from edgekit.packagers.parts import Component, copy_artifact, fill_templates, texts
 from edgekit.packagers.room import Place, Room, room_for
 from edgekit.packagers.room import facts as room_facts
 from edgekit.packagers.split import LIST, listing, split
@@ -47,11 +47,9 @@ def fill(artifact: Artifact, folder: Path, settings: Settings, progress: Progres
     found = room(artifact, settings)
     values = {**facts(artifact), **room_facts(found), "genai": GENAI, "ort": ORT, "in_app": place == ASSETS, "megabytes": round(size / 1e6)}
     fill_templates("android", folder, values)
-    return Made(
-        [
-            Component("onnxruntime-genai-android", GENAI, f"pkg:maven/com.microsoft.onnxruntime/onnxruntime-genai-android@{GENAI}", "MIT"),
-            Component("onnxruntime-android", ORT, f"pkg:maven/com.microsoft.onnxruntime/onnxruntime-android@{ORT}", "MIT"),
-        ],
-        ["android_arm64-v8a"],
-        found,
-    )
+    libraries = (("onnxruntime-genai-android", GENAI), ("onnxruntime-android", ORT))
+    components = [
+        Component(name, version, f"pkg:maven/com.microsoft.onnxruntime/{name}@{version}", "MIT", papers=texts("MIT-microsoft"))
+        for name, version in libraries
+    ]
+    return Made(components, ["android_arm64-v8a"], found)

@@ -7,7 +7,7 @@ from edgekit.errors import UsageError
 from edgekit.packagers import Made, Settings
 from edgekit.packagers.apps import check_app, facts
 from edgekit.packagers.kinds import HOST
-from edgekit.packagers.parts import Component, copy_artifact, fill_templates
+from edgekit.packagers.parts import Component, copy_artifact, fill_templates, texts
 from edgekit.packagers.room import Place, Room, room_for
 from edgekit.packagers.room import facts as room_facts
 from edgekit.progress import Progress
@@ -53,14 +53,12 @@ def fill(artifact: Artifact, folder: Path, settings: Settings, progress: Progres
     versions = {"swift_lm": SWIFT_LM, "transformers": TRANSFORMERS, "hub": HUB}
     found = room(artifact, settings)
     fill_templates("ios", folder, {**facts(artifact), **room_facts(found), "right": limit(artifact), **versions})
-    return Made(
-        [
-            Component("mlx-swift-lm", SWIFT_LM, f"pkg:swift/github.com/ml-explore/mlx-swift-lm@{SWIFT_LM}", "MIT"),
-            Component(
-                "swift-transformers", TRANSFORMERS, f"pkg:swift/github.com/huggingface/swift-transformers@{TRANSFORMERS}", "Apache-2.0"
-            ),
-            Component("swift-huggingface", HUB, f"pkg:swift/github.com/huggingface/swift-huggingface@{HUB}", "Apache-2.0"),
-        ],
-        ["ios"],
-        found,
-    )
+    components = [
+        Component(name, version, f"pkg:swift/github.com/{owner}/{name}@{version}", licence, papers=texts(text))
+        for owner, name, version, licence, text in (
+            ("ml-explore", "mlx-swift-lm", SWIFT_LM, "MIT", "MIT-ml-explore"),
+            ("huggingface", "swift-transformers", TRANSFORMERS, "Apache-2.0", "Apache-2.0"),
+            ("huggingface", "swift-huggingface", HUB, "Apache-2.0", "Apache-2.0"),
+        )
+    ]
+    return Made(components, ["ios"], found)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from edgekit.errors import DownloadError
 from edgekit.files import file_digest
-from edgekit.packagers.parts import Component
+from edgekit.packagers.parts import Component, texts
 from edgekit.progress import Progress
 from edgekit.records import parse
 from edgekit.resources import cache_folder
@@ -29,7 +29,8 @@ CHUNK = 1 << 20
 
 @dataclass(frozen=True)
 class Package:
-    """files: name in the page -> path in the package. provider: the one of an artifact that it is for, None for any."""
+    """files: name in the page -> path in the package. provider: the one of an artifact that it is for, None for any. text: its licence, as
+    ``parts.texts`` names it, where the package has none."""
 
     name: str
     version: str
@@ -39,6 +40,7 @@ class Package:
     papers: tuple[str, ...]
     files: Mapping[str, str]
     provider: str | None = None
+    text: str | None = None
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ def vendor(package: Package, folder: Path, progress: Progress) -> Component:
 
         for name, inside in package.files.items():
             (folder / name).write_bytes(read(inside))
-        papers = tuple((name, read(name)) for name in package.papers)
+        papers = tuple((name, read(name)) for name in package.papers) + (texts(package.text) if package.text else ())
     purl = f"pkg:npm/{package.name.replace('@', '%40')}@{package.version}"
     return Component(package.name, package.version, purl, package.license, file_digest(path, "sha256").hex(), papers)
 

@@ -9,8 +9,11 @@ from jinja2 import Environment, StrictUndefined
 
 from edgekit.artifact import MANIFEST, SIGNATURE, Artifact, check_digests, read_artifact
 from edgekit.progress import Progress
+from edgekit.wheels import own_license
 
 TEMPLATES = Path(__file__).parent / "templates"
+LICENCES = Path(__file__).parent / "licences"
+"""Texts of licences, with their owners, of software that is fetched or comes without one."""
 ARTIFACT = "artifact"
 """The folder of the artifact in every package that holds it as it is."""
 
@@ -26,6 +29,11 @@ class Component:
     license: str | None
     sha256: str | None = None
     papers: tuple[tuple[str, bytes], ...] = ()
+
+
+def texts(name: str) -> tuple[tuple[str, bytes], ...]:
+    """The papers of a component whose licence is that of ``licences/NAME.txt``, or Apache-2.0, which is edgekit's own."""
+    return (("LICENSE", own_license().encode() if name == "Apache-2.0" else (LICENCES / f"{name}.txt").read_bytes()),)
 
 
 def copy_artifact(artifact: Artifact, folder: Path, progress: Progress) -> None:

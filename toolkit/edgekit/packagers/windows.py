@@ -6,7 +6,8 @@ from edgekit.artifact import Artifact
 from edgekit.packagers import Made, Settings
 from edgekit.packagers.android import GENAI
 from edgekit.packagers.apps import check_app, facts
-from edgekit.packagers.parts import ARTIFACT, Component, copy_artifact, fill_templates
+from edgekit.packagers.kinds import of_artifact
+from edgekit.packagers.parts import ARTIFACT, Component, copy_artifact, fill_templates, texts
 from edgekit.packagers.room import Place, Room, room_for
 from edgekit.packagers.room import facts as room_facts
 from edgekit.progress import Progress
@@ -18,6 +19,9 @@ LIBRARIES = {
 }
 """NuGet package by the artifact's provider."""
 PROVIDERS = tuple(LIBRARIES)
+VERSIONS = {"dml": "0.14.1"}
+"""By provider, where it is not the usual one: no newer GenAI was released for DirectML. Its Python package opens these artifacts too and
+answers alike (onnxruntime-genai 0.14.1, on a CPU)."""
 COMPUTERS = Place(("laptop", "desktop", "mini PC", "class"), {"cpu": "generic-8gb", "dml": "rtx-4060", "cuda": "rtx-4060"})
 
 
@@ -34,8 +38,9 @@ def room(artifact: Artifact, settings: Settings) -> Room:
 
 def fill(artifact: Artifact, folder: Path, settings: Settings, progress: Progress) -> Made:
     """See ``Packager.fill``."""
-    library = LIBRARIES[str(artifact.manifest.engine.details.get("provider", "cpu"))]
-    copy_artifact(artifact, folder / ARTIFACT, progress)
+    provider = of_artifact(artifact).provider
+    library, version = LIBRARIES[provider], VERSIONS.get(provider, GENAI)
     found = room(artifact, settings)
-    fill_templates("windows", folder, {**facts(artifact), **room_facts(found), "library": library, "genai": GENAI})
-    return Made([Component(library, GENAI, f"pkg:nuget/{library}@{GENAI}", "MIT")], ["windows"], found)
+    copy_artifact(artifact, folder / ARTIFACT, progress)
+    fill_templates("windows", folder, {**facts(artifact), **room_facts(found), "library": library, "genai": version})
+    return Made([Component(library, version, f"pkg:nuget/{library}@{version}", "MIT", papers=texts("MIT-microsoft"))], ["windows"], found)

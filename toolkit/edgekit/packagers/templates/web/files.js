@@ -10,7 +10,7 @@ export async function openFiles(folder, progress) {
   let done = 0;
   const held = new Map();
   for (const file of list.files) {
-    const whole = new Uint8Array(file.bytes);
+    const whole = room(file.bytes);
     let start = 0;
     for (const part of file.parts) {
       whole.set(await readPart(cache, folder + part.path, part), start);
@@ -22,6 +22,17 @@ export async function openFiles(folder, progress) {
   }
   await forget(cache, new Set(parts.map((part) => key(part))));
   return held;
+}
+
+// Chrome makes no ArrayBuffer of more than 2,145,386,496 bytes, but memory of a WebAssembly of up to 4 GiB.
+export function room(bytes) {
+  try {
+    return new Uint8Array(bytes);
+  } catch (error) {
+    if (!(error instanceof RangeError)) throw error;
+    const pages = Math.ceil(bytes / 65536);
+    return new Uint8Array(new WebAssembly.Memory({ initial: pages, maximum: pages }).buffer, 0, bytes);
+  }
 }
 
 // By its digest: a new model keeps the parts that did not change.
