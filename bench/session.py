@@ -78,8 +78,10 @@ def measured(directory: Path, name: str) -> Run:
     options.enable_cpu_mem_arena = choice.arena
     for key, value in choice.entries.items():
         options.add_session_config_entry(key, value)
-    if choice.own and name != PREPACKED and operator.chosen(load_artifact(directory).manifest):
-        options.register_custom_ops_library(str(operator.LIBRARY))
+    manifest = load_artifact(directory).manifest
+    own = choice.own and name != PREPACKED and operator.chosen(manifest)
+    if own:
+        operator.register(options, manifest)
     module.CHUNK = choice.chunk
     rng = np.random.default_rng(0)
     before, began = os.times(), time.perf_counter()
@@ -89,7 +91,7 @@ def measured(directory: Path, name: str) -> Run:
         "load_user": os.times().user - before.user,
         "load_system": os.times().system - before.system,
     }
-    session = module.OnnxSession(loaded, directory, 4096)
+    session = module.OnnxSession(loaded, directory, 4096, alike=own and operator.attends(manifest))
     vocabulary = loaded.get_outputs()[0].shape[2]
     for length, prefix in ((64, ""), (64, ""), (1024, "long_")):
         session.rewind(0)

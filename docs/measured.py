@@ -317,6 +317,28 @@ def lookup_table() -> str:
     return "\n\n".join(parts)
 
 
+def same_table() -> str:
+    parts = []
+    for target in ("cpu", "intel-cpu"):
+        if (result := load(f"bench/results/same_{target}.json")) is None:
+            return "Not measured yet: `python bench/same.py`."
+        rows, rounds = [], result["rounds"]
+        for name in rounds[0]:
+
+            def shown(what: str, unit: float, name: str = name, rounds: list[Any] = rounds) -> str:
+                middle = statistics.median(taken[name][what][0] for taken in rounds)
+                ratio = statistics.median(taken[name][what][0] / taken["now"][what][0] for taken in rounds)
+                return f"{middle * unit:.0f} ms ({ratio:.2f})"
+
+            differ = [f"{n} of {of}" for n, of in result["differing"].get(name, {}).values()]
+            rows.append([name, shown("prefill", 1e3), shown("token", 1e3), shown("second turn", 1e3), *[*differ, "refused"][:2]])
+        head = [f"`{target}`", "prompt", "a token", "first token of a second turn", "differing answers", "with lookup"]
+        machine, versions = result["machine"], ", ".join(f"{name} {value}" for name, value in sorted(result["versions"].items()))
+        said = f"{machine['processor']}, {machine['cores']} cores, load average {result['load_average']}"
+        parts += [table(head, rows), f"`{result['command']}`; {said}; {versions}."]
+    return "\n\n".join(parts)
+
+
 def profile_bench() -> str:
     result = load("bench/results/profile.json")
     if result is None:

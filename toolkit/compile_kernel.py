@@ -21,7 +21,7 @@ OPERATORS = PACKAGE / "engines" / "openvino" / "_operators.so"
 TURNS = PACKAGE / "engines" / "qnn" / "_turns.so"
 SOURCES = {
     QUANTIZER: (PACKAGE / "quant" / "kernel.c",),
-    OPERATOR: (PACKAGE / "engines" / "onnx" / "operator.c", *MATMUL),
+    OPERATOR: (*(PACKAGE / "engines" / "onnx" / name for name in ("operator.c", "attention.c")), *MATMUL, PACKAGE / "cpu" / "rows.c"),
     OPERATORS: (PACKAGE / "engines" / "openvino" / "operators.c", *MATMUL, PACKAGE / "cpu" / "attention.c", PACKAGE / "cpu" / "gate.c"),
     TURNS: (PACKAGE / "engines" / "qnn" / "turns.c", PACKAGE / "engines" / "qnn" / "arena.c"),
 }

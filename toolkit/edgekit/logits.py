@@ -52,7 +52,7 @@ def _answer(session: Session, switch: int | None, ask: Ask, place: Path) -> list
     cache = PrefixCache(session, switch=switch)
     cache.clear()
     while len(chosen) < ask.greedy:
-        chosen.append(int(np.argmax(cache.extend_to([*ask.tokens, *chosen])[0])))
+        chosen.append(int(np.argmax(cache.extend_to([*ask.tokens, *chosen], prompt=len(ask.tokens))[0])))
     return chosen
 
 

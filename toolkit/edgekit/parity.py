@@ -296,7 +296,7 @@ def _answer(session: Session, artifact: Artifact, prompt: list[int], given: list
     while len(said) < (tokens if given is None else len(given)) and not (
         given is None and said and said[-1] in artifact.manifest.tokens.stop
     ):
-        logits, _ = cache.extend_to([*prompt, *said])
+        logits, _ = cache.extend_to([*prompt, *said], prompt=len(prompt))
         if not np.isfinite(logits).all():
             raise EngineError(f"the logits after {len(prompt) + len(said)} tokens are not finite; build the artifact again")
         rows.append(logits)

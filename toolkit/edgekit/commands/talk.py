@@ -20,7 +20,12 @@ Seed = Annotated[int | None, typer.Option("--seed", min=0, help="The same seed d
 JsonSchema = Annotated[Path | None, typer.Option("--json-schema", metavar="FILE", help="Answer with JSON that is valid under this schema.")]
 Regex = Annotated[str | None, typer.Option("--regex", metavar="RE", help="Answer with text that this expression matches from end to end.")]
 Grammar = Annotated[Path | None, typer.Option("--grammar", metavar="FILE", help="Answer with text of this Lark grammar.")]
-Lookup = Annotated[int, typer.Option("--lookup", min=0, help="Guess up to N tokens ahead from the text so far: same answer, sooner.")]
+Lookup = Annotated[
+    int,
+    typer.Option(
+        "--lookup", min=0, help="Guess up to N tokens ahead from the text so far: same answer, sooner. Refused where it would change it."
+    ),
+]
 
 
 @command

@@ -7,8 +7,7 @@
 #include "attention.h"
 
 #if defined(__x86_64__) && defined(__GNUC__)
-#include "floats.h"
-#include <math.h>
+#include "softmax.h"
 #include <stdlib.h>
 #include <string.h>
 
@@ -126,28 +125,6 @@ AVX2 static void products(float *to, int64_t stride, int add, const float *a, in
   }
 }
 
-/* A row's scores of a chunk, of which so many keys count, become e^(score - most); returns their sum. most: the largest so far, which the
-   sums taken before are to be rescaled for by the factor at rescale. */
-INLINE float weigh(float *scores, int64_t seen, float *most, float *rescale) {
-  for (int64_t i = seen; i < KEYS; i++) scores[i] = -INFINITY;
-  __m256 top = _mm256_loadu_ps(scores), all = _mm256_setzero_ps();
-  for (int i = 8; i < KEYS; i += 8) top = _mm256_max_ps(top, _mm256_loadu_ps(scores + i));
-  float largest = fmaxf(*most, largest_of(top));
-  *rescale = expf(*most - largest), *most = largest;
-  for (int i = 0; i < KEYS; i += 8) {
-    __m256 score = _mm256_loadu_ps(scores + i);
-    __m256 counts = _mm256_cmp_ps(score, _mm256_set1_ps(-INFINITY), _CMP_NEQ_UQ);
-    __m256 e = _mm256_and_ps(counts, exponential(_mm256_sub_ps(score, _mm256_set1_ps(largest))));
-    _mm256_storeu_ps(scores + i, e);
-    all = _mm256_add_ps(all, e);
-  }
-  return sum_of(all);
-}
-
-INLINE void scale_row(float *row, int64_t size, float by) {
-  for (int64_t d = 0; d < size; d += 8) _mm256_storeu_ps(row + d, _mm256_mul_ps(_mm256_loadu_ps(row + d), _mm256_set1_ps(by)));
-}
-
 /* Rows of one head of keys and values. */
 AVX2 static void attend(void *data, size_t part) {
   const work_t *work = data;
@@ -173,7 +150,7 @@ AVX2 static void attend(void *data, size_t part) {
         memset(scores[r], 0, sizeof scores[r]);
         continue;
       }
-      float sum = weigh(scores[r], seen[r] - at < KEYS ? seen[r] - at : KEYS, most + r, &rescale);
+      float sum = weigh(scores[r], KEYS, 0, seen[r] - at < KEYS ? seen[r] - at : KEYS, most + r, &rescale);
       sums[r] = sums[r] * rescale + sum;
       if (rescale != 1) scale_row(y[r], size, rescale);
     }

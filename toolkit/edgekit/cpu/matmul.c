@@ -1,5 +1,5 @@
-/* Products with INT4 and INT8 weights for x86-64 processors that have AVX2 and no VNNI, where engines' own kernels leave a third of the
-   memory's bandwidth unused. Figures: bench/matmul.py, docs/performance.md.
+/* Products with INT4 and INT8 weights for x86-64 processors that have AVX2. Engines' own kernels leave a third of the memory's bandwidth
+   unused where there is no VNNI, and round a row alone and among others differently. Figures: bench/matmul.py, docs/performance.md.
 
    Inputs become int8 in the groups of the weights (scale = largest / 127), so a group's part of a product is a sum of integers, less zero
    point times the sum of the group's inputs, times two scales. What is summed in a group is exact, and groups are summed in order: so a
@@ -11,12 +11,13 @@
 
 #include "inner.h"
 
-const int edgekit_matmul_version = 3; /* of the interface, products.py's VERSION */
+const int edgekit_matmul_version = 4; /* of the interface, products.py's VERSION */
 
 #if defined(__x86_64__) && defined(__GNUC__)
 #include "floats.h"
 #include <cpuid.h>
 #include <math.h>
+#include <stdlib.h>
 
 enum {
   STREAMS = 4, /* places where weights are read for a single row of inputs: 34 GB/s where one gives 28 and a plain sum 32 */
@@ -25,10 +26,12 @@ enum {
 
 int edgekit_matmul_runs(void) { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
 
-int edgekit_matmul_has_vnni(void) {
+int edgekit_matmul_dots(void) {
   unsigned a, b, c, d;
-  if (__get_cpuid_count(7, 0, &a, &b, &c, &d) && c >> 11 & 1) return 1; /* AVX512_VNNI */
-  return __get_cpuid_count(7, 1, &a, &b, &c, &d) && a >> 4 & 1;         /* AVX-VNNI */
+  const char *most = getenv("EDGEKIT_CPU");
+  if (most && !strcmp(most, "avx2")) return EDGEKIT_AVX2;
+  if (__builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512vl")) return EDGEKIT_AVX512_VNNI;
+  return __get_cpuid_count(7, 1, &a, &b, &c, &d) && a >> 4 & 1 ? EDGEKIT_AVX_VNNI : EDGEKIT_AVX2;
 }
 
 int edgekit_matmul_takes(int64_t bits, int64_t group) { return (bits == 4 || bits == 8) && (group == 32 || group == 64 || group == 128); }

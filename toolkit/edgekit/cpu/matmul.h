@@ -21,9 +21,13 @@ typedef struct {
   int64_t m;
 } edgekit_inputs_t;
 
-/* Whether this processor can run what follows, and whether it has instructions (VNNI) with which engines' own kernels are as fast. */
+/* Whether this processor can run what follows. */
 int edgekit_matmul_runs(void);
-int edgekit_matmul_has_vnni(void);
+
+/* How it multiplies and sums bytes: EDGEKIT_AVX2 in two steps, the others in one, by an instruction of AVX-512 or by AVX2's form of it. The
+   bits are the same. The environment's EDGEKIT_CPU=avx2 keeps to the first. */
+enum { EDGEKIT_AVX2, EDGEKIT_AVX512_VNNI, EDGEKIT_AVX_VNNI };
+int edgekit_matmul_dots(void);
 
 /* Whether there is a kernel for these bits and this group. */
 int edgekit_matmul_takes(int64_t bits, int64_t group);

@@ -115,12 +115,13 @@ INLINE int place(int quad, int bits) { return bits == 8 ? 4 * quad : 32 * (quad 
 #define MULTIPLY(t)                                                                                                                        \
   if (t < rows) {                                                                                                                          \
     int32_t four;                                                                                                                          \
-    memcpy(&four, at + t * size + place(q, bits), 4);                                                                               \
+    memcpy(&four, at + t * size + place(q, bits), 4);                                                                                      \
     __m256i input = _mm256_set1_epi32(four);                                                                                               \
-    a##t = added(a##t, quads(first, input, bits), bits, q), b##t = added(b##t, quads(second, input, bits), bits, q);                       \
+    if (dots) first##t = dotted(first##t, first, input, bits, dots), second##t = dotted(second##t, second, input, bits, dots);             \
+    else a##t = added(a##t, quads(first, input, bits), bits, q), b##t = added(b##t, quads(second, input, bits), bits, q);                       \
   }
 #define WIDEN(t)                                                                                                                           \
-  if (t < rows)                                                                                                                            \
+  if (t < rows && !dots)                                                                                                                     \
     first##t = _mm256_add_epi32(first##t, bits == 8 ? a##t : widened(a##t)),                                                               \
     second##t = _mm256_add_epi32(second##t, bits == 8 ? b##t : widened(b##t));
 #define SCALE(t)                                                                                                                           \
@@ -138,6 +139,14 @@ INLINE __m256i added(__m256i sum, __m256i four, int bits, int after) {
   return sum;
 }
 
+/* The four products and the sum in one. Written out, since what is inlined into AVX2's functions may use AVX2's intrinsics alone. */
+INLINE __m256i dotted(__m256i sum, __m256i w, __m256i x, int bits, int dots) {
+  __m256i codes = bits == 4 ? w : _mm256_abs_epi8(w), input = bits == 4 ? x : _mm256_sign_epi8(x, w);
+  if (dots == EDGEKIT_AVX512_VNNI) __asm__("vpdpbusd %2, %1, %0" : "+x"(sum) : "x"(codes), "x"(input));
+  else __asm__("%{vex%} vpdpbusd %2, %1, %0" : "+x"(sum) : "x"(codes), "x"(input));
+  return sum;
+}
+
 INLINE void scaled(const panel_t *p, int64_t g, int from, __m256i sums, float scale, float count, float *y) {
   __m256 found = _mm256_fnmadd_ps(_mm256_loadu_ps(p->zeros[g] + from), _mm256_set1_ps(count), _mm256_cvtepi32_ps(sums));
   __m256 by = _mm256_mul_ps(_mm256_loadu_ps(p->scales[g] + from), _mm256_set1_ps(scale));
@@ -146,7 +155,7 @@ INLINE void scaled(const panel_t *p, int64_t g, int from, __m256i sums, float sc
 
 /* A panel with so many rows of inputs (at most TALL): what its groups give is added to sum. x, scales, counts: of its first group. */
 INLINE void tile(const panel_t *p, const int8_t *x, const float *scales, const float *counts, float (*sum)[WIDE], int rows, int64_t groups,
-                 int bits, int64_t size, int group) {
+                 int bits, int64_t size, int group, int dots) {
   const int64_t taken = size / group;
   const __m256i zero = _mm256_setzero_si256();
   for (int64_t g = 0; g < groups; g++) {
@@ -167,30 +176,40 @@ INLINE void tile(const panel_t *p, const int8_t *x, const float *scales, const f
 
 typedef void tiles_t(const panel_t *, const int8_t *, const float *, const float *, float (*)[WIDE], int64_t rows, int64_t groups, int group);
 
-#define ROWS(rows, bits, size)                                                                                                             \
-  case rows: tile(p, x, scales, counts, sum, rows, groups, bits, size, group); break;
+#define ROWS(rows, bits, size, dots)                                                                                                       \
+  case rows: tile(p, x, scales, counts, sum, rows, groups, bits, size, group, dots); break;
 
-#define TILES(bits, size)                                                                                                                  \
-  AVX2 static void tiles_##bits##_##size(const panel_t *p, const int8_t *x, const float *scales, const float *counts, float (*sum)[WIDE],  \
-                                         int64_t rows, int64_t groups, int group) {                                                        \
+#define TILES(bits, size, dots)                                                                                                            \
+  AVX2 static void tiles_##bits##_##size##_##dots(const panel_t *p, const int8_t *x, const float *scales, const float *counts,             \
+                                                  float (*sum)[WIDE], int64_t rows, int64_t groups, int group) {                           \
     switch (rows) { /* constants where they are inlined */                                                                                 \
-      ROWS(1, bits, size)                                                                                                                  \
-      ROWS(2, bits, size)                                                                                                                  \
-      ROWS(3, bits, size)                                                                                                                  \
-      ROWS(4, bits, size)                                                                                                                  \
-      ROWS(5, bits, size)                                                                                                                  \
-      ROWS(6, bits, size)                                                                                                                  \
+      ROWS(1, bits, size, dots)                                                                                                            \
+      ROWS(2, bits, size, dots)                                                                                                            \
+      ROWS(3, bits, size, dots)                                                                                                            \
+      ROWS(4, bits, size, dots)                                                                                                            \
+      ROWS(5, bits, size, dots)                                                                                                            \
+      ROWS(6, bits, size, dots)                                                                                                            \
     }                                                                                                                                      \
   }
 
-TILES(4, 64)
-TILES(4, 128)
-TILES(8, 64)
-TILES(8, 128)
+#define FORMS(dots)                                                                                                                        \
+  TILES(4, 64, dots)                                                                                                                       \
+  TILES(4, 128, dots)                                                                                                                      \
+  TILES(8, 64, dots)                                                                                                                       \
+  TILES(8, 128, dots)
+
+FORMS(EDGEKIT_AVX2)
+FORMS(EDGEKIT_AVX512_VNNI)
+FORMS(EDGEKIT_AVX_VNNI)
+
+#define ALL(dots) {{tiles_4_64_##dots, tiles_4_128_##dots}, {tiles_8_64_##dots, tiles_8_128_##dots}}
 
 static tiles_t *tiles_of(int bits, int64_t size) {
-  if (bits == 4) return size == 64 ? tiles_4_64 : tiles_4_128;
-  return size == 64 ? tiles_8_64 : tiles_8_128;
+  static tiles_t *const all[][2][2] = {ALL(EDGEKIT_AVX2), ALL(EDGEKIT_AVX512_VNNI), ALL(EDGEKIT_AVX_VNNI)};
+  static _Atomic int known; /* and one, since asking takes as long as a small product */
+  int dots = known ? known - 1 : edgekit_matmul_dots();
+  known = dots + 1;
+  return all[dots][bits == 8][size == 128];
 }
 
 /* Asks for one of so many parts of what is laid out next: all at once would be more than a core has in flight. */

@@ -94,18 +94,25 @@ def generate(
     processors: see sampling.Processor; they run on every step, also when decoding greedily.
     lookup:     most tokens to guess ahead from the text so far (see lookup.py); 0 for none. The answer is the same, greedy or with a seed:
                 every token is chosen by the same sampler, in order, from the logits that the engine computed after exactly the tokens
-                before it, and a guess is kept only where it is that token. (An engine's rounding may depend on how many tokens a call
-                brings, so where two tokens tie to within it, another may win than without.)
+                before it, and a guess is kept only where it is that token. Refused where the engine's rounding depends on how many tokens
+                a call brings (``Session.grain``): there another token could win than without.
     form:       makes the guide of an answer in a given form (see constrain.py) of at most so many tokens. ``stream`` should decode exactly,
                 leading space and all. It cannot be had with stop strings, which would cut the answer.
     top_logprobs: how many tokens each step's ``top`` names; 0 computes nothing for it.
     The arguments are checked at once; the engine runs as steps are taken. Closing the generator, an exception or Ctrl-C in the middle leave
     ``cache`` usable, and generators that share one may be used by turns.
+    A greedy or seeded answer does not depend on what ``cache`` held before. One drawn without a seed, which cannot be repeated, takes
+    up all that is there, though it be rounded a little differently (``PrefixCache.extend_to``).
     Raises ContextOverflow when the prompt leaves no room for an answer, UsageError, EngineError.
     """
     strings = _strings(stop)
     max_tokens = None if max_tokens is None else _whole("max_tokens", max_tokens, 1, "at least 1")
     lookup = _whole("lookup", lookup, 0, "0 (off) or the most tokens to guess ahead")
+    if lookup and not cache.drafts:
+        raise UsageError(
+            "lookup would change this answer: this engine rounds several tokens at once otherwise than one by one. Leave it out "
+            "(lookup 0), or build for the target cpu or intel-cpu and run it on x86-64 with edgekit's own products (docs/performance.md)"
+        )
     top_logprobs = _whole("top_logprobs", top_logprobs, 0, "0 (none) or how many tokens to name")
     if not len(prompt):
         raise UsageError("the prompt is empty: there is no token to start from")
@@ -120,7 +127,8 @@ def generate(
     if form is not None and strings:
         raise UsageError("a stop string would cut an answer in a given form, which is complete by itself; leave it out")
     sampler, text = Sampler(sampling, processors, None if form is None else form(limit)), _Text(stream, strings, frozenset(stop_tokens))
-    return _steps(cache, list(prompt), sampler, text, frozenset(stop_tokens), limit, last, lookup, top_logprobs)
+    exact = sampling.temperature == 0 or sampling.seed is not None
+    return _steps(cache, list(prompt), sampler, text, frozenset(stop_tokens), limit, last, lookup, top_logprobs, exact)
 
 
 def _strings(stop: object) -> tuple[str, ...]:
@@ -155,6 +163,7 @@ def _steps(
     last: Finish,
     lookup: int,
     top_logprobs: int,
+    exact: bool,
 ) -> Generator[Step, None, None]:
     prompt, end = len(tokens), len(tokens) + limit
     drafts = Lookup(end)
@@ -163,7 +172,7 @@ def _steps(
         most = min(lookup, end - len(tokens) - 1) if len(tokens) > prompt else 0
         draft = drafts.draft(tokens, most, stop_tokens) if most else []
         began = time.perf_counter()
-        rows, computed = cache.extend_with(tokens, draft)
+        rows, computed = cache.extend_with(tokens, draft, prompt=prompt, exact=exact)
         seconds = time.perf_counter() - began
         for i, logits in enumerate(rows):
             token, logprob = sampler.choose(tokens, logits)

@@ -29,6 +29,15 @@ class Session(Protocol):
     def context(self) -> int:
         """Most tokens the cache can hold."""
 
+    @property
+    def grain(self) -> int:
+        """How finely what was computed may be taken up again, which ``runtime.prefix`` goes by.
+
+        1: what a token leaves in the cache, and its logits, are the same bit for bit whether it comes alone or among others, in whatever
+        calls. Otherwise they depend on it, and ``forward`` cuts long input into pieces of so many tokens from where the call begins: so a
+        piece is the same again if it begins at the same place. Not less than ``context``: nothing but the whole is.
+        """
+
     def forward(self, tokens: Sequence[int]) -> NDArray[np.float32]:
         """Appends ``tokens`` (at least one) and returns the logits after the last, float32 [vocab].
 
@@ -40,7 +49,7 @@ class Session(Protocol):
         """As ``forward``, with the logits after each of the ``last`` last tokens, float32 [last, vocab]: row i is that after
         ``tokens[: len(tokens) - last + 1 + i]``. ``forward`` is its only row for ``last`` 1.
 
-        Equal to calling ``forward`` token by token but for the engine's rounding, which may depend on how many tokens a call brings.
+        Equal to calling ``forward`` token by token, bit for bit where ``grain`` is 1; elsewhere but for the engine's rounding.
         Raises as ``forward`` does; ValueError too unless 1 <= last <= len(tokens).
         """
 

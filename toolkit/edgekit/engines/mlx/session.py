@@ -24,7 +24,7 @@ def open_session(directory: Path, manifest: Manifest, *, threads: int | None = N
     """
     check_installed(manifest.engine.requires)
     try:
-        from edgekit.engines.mlx.model import load, on_gpu, wire
+        from edgekit.engines.mlx.model import CHUNK, load, on_gpu, wire
 
         decoder = load(directory, widen=not on_gpu(), compiled=on_gpu())
     except EdgekitError:
@@ -33,19 +33,20 @@ def open_session(directory: Path, manifest: Manifest, *, threads: int | None = N
         raise missing(str(error)) from None
     except Exception as error:  # MLX raises RuntimeError, ValueError and OSError; a config.json that was changed anything else
         raise EngineError(f"MLX cannot load {directory}: {error}; build the artifact again") from error
-    return MlxSession(decoder, directory, manifest.context.length, wire())
+    return MlxSession(decoder, directory, manifest.context.length, wire(), CHUNK)
 
 
 class MlxSession:
     """See ``edgekit.runtime.session.Session``. wired: what ``wire`` said, to be undone when the session is closed."""
 
-    def __init__(self, decoder: "Decoder", directory: Path, context: int, wired: int | None) -> None:
+    def __init__(self, decoder: "Decoder", directory: Path, context: int, wired: int | None, grain: int) -> None:
         self._decoder: Decoder | None = decoder
         self._directory = directory
         self._context = context
         self._position = 0
         self._caches = decoder.new_caches()
         self._wired = wired
+        self._grain = grain
 
     @property
     def position(self) -> int:
@@ -54,6 +55,10 @@ class MlxSession:
     @property
     def context(self) -> int:
         return self._context
+
+    @property
+    def grain(self) -> int:
+        return self._grain
 
     def forward(self, tokens: Sequence[int]) -> NDArray[np.float32]:
         """See ``Session.forward``. Long input is computed in chunks, all with the LongRoPE factors of the final length.

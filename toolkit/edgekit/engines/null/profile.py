@@ -54,6 +54,10 @@ class _Watched:
     def context(self) -> int:
         return self._session.context
 
+    @property
+    def grain(self) -> int:
+        return self._session.grain
+
     def forward(self, tokens: Sequence[int]) -> NDArray[np.float32]:
         row: NDArray[np.float32] = self.forward_last(tokens, 1)[0]
         return row

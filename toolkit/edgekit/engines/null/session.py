@@ -47,6 +47,10 @@ class NullSession:
     def context(self) -> int:
         return self._context
 
+    @property
+    def grain(self) -> int:
+        return 1
+
     def forward(self, tokens: Sequence[int]) -> NDArray[np.float32]:
         """See ``Session.forward``."""
         row: NDArray[np.float32] = self.forward_last(tokens, 1)[0]

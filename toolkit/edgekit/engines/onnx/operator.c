@@ -1,56 +1,13 @@
 /* ONNX Runtime's com.microsoft.MatMulNBits by cpu/matmul.c: a library for SessionOptions.register_custom_ops_library.
 
    A custom operator of a known name takes the place of ONNX Runtime's own, so the same model.onnx runs with either. Weights have to be
-   constants, which ONNX Runtime maps from the file and hands out as they are.
+   constants, which ONNX Runtime maps from the file and hands out as they are. attention.c has the other operator. */
 
-   Of ONNX Runtime's C interface what is used here is declared here, as its packages bring no header. The table of functions and the
-   operator's fields only ever grow at their end (onnxruntime_c_api.h, "OrtApi" and "OrtCustomOp", version 18). */
-
-#include "../../cpu/matmul.h"
-#include <stdlib.h>
-
-#define VERSION 18
+#include "interface.h"
 
 #if defined(__x86_64__) && defined(__GNUC__)
 
-typedef void status_t; /* NULL: went well */
-typedef void any_t;
-typedef void (*entry_t)(void);
-typedef struct {
-  entry_t entry[275];
-} api_t;
-typedef struct {
-  const api_t *(*get_api)(uint32_t version);
-  const char *(*version)(void);
-} base_t;
-enum { FLOAT = 1, UINT8 = 2, INT32 = 6 };
-enum { REQUIRED = 0, OPTIONAL = 1 };
-enum { FAIL = 1 };
 enum { X, CODES, SCALES, ZEROS, ORDER, BIAS, INPUTS };
-
-#define CALL(index, ...) ((status_t * (*)(__VA_ARGS__)) api->entry[index])
-#define create_status ((status_t * (*)(int, const char *) ) api->entry[0])
-#define create_domain CALL(26, const char *, any_t **)
-#define add_to_domain CALL(27, any_t *, const any_t *)
-#define add_domain CALL(28, any_t *, any_t *)
-#define tensor_data CALL(51, any_t *, void **)
-#define rank_of CALL(61, const any_t *, size_t *)
-#define shape_of CALL(62, const any_t *, int64_t *, size_t)
-#define elements_of CALL(64, const any_t *, size_t *)
-#define type_and_shape CALL(65, const any_t *, any_t **)
-#define attribute CALL(86, const any_t *, const char *, int64_t *)
-#define input CALL(90, const any_t *, size_t, const any_t **)
-#define output CALL(91, any_t *, size_t, const int64_t *, size_t, any_t **)
-#define release_type_and_shape ((void (*)(any_t *)) api->entry[99])
-#define input_count CALL(230, const any_t *, size_t *)
-#define constant_input CALL(249, const any_t *, size_t, int *, const any_t **)
-#define parallel_for CALL(274, const any_t *, void (*)(void *, size_t), size_t, size_t, void *)
-
-#define TRY(call)                                                                                                                          \
-  do {                                                                                                                                     \
-    status_t *status = (call);                                                                                                             \
-    if (status) return status;                                                                                                             \
-  } while (0)
 
 typedef struct {
   edgekit_weights_t weights;
@@ -128,17 +85,6 @@ static status_t *shapes(const api_t *api, any_t *context, const kernel_t *kernel
   return output(context, 0, shape, rank, y);
 }
 
-typedef struct {
-  const api_t *api;
-  any_t *context;
-} threads_t;
-
-static void *parallel(void *threads, edgekit_part_t *part, size_t parts, void *data) {
-  const threads_t *on = threads;
-  const api_t *api = on->api;
-  return parallel_for(on->context, part, parts, 0, data);
-}
-
 static status_t *compute(void *made, any_t *context) {
   const kernel_t *kernel = made;
   const api_t *api = kernel->api;
@@ -160,35 +106,13 @@ static status_t *compute(void *made, any_t *context) {
 }
 
 static const char *name(const any_t *op) { return (void) op, "MatMulNBits"; }
-static const char *any_cpu(const any_t *op) { return (void) op, NULL; }
 static int input_type(const any_t *op, size_t i) { return (void) op, i == CODES || i == ZEROS ? UINT8 : i == ORDER ? INT32 : FLOAT; }
 static int output_type(const any_t *op, size_t i) { return (void) op, (void) i, FLOAT; }
 static size_t inputs(const any_t *op) { return (void) op, INPUTS; }
 static size_t one(const any_t *op) { return (void) op, 1; }
 static int needed(const any_t *op, size_t i) { return (void) op, i < ZEROS ? REQUIRED : OPTIONAL; }
-static int always(const any_t *op, size_t i) { return (void) op, (void) i, REQUIRED; }
-static int memory_type(const any_t *op, size_t i) { return (void) op, (void) i, 0; }
-static int first_version(const any_t *op) { return (void) op, 1; }
-static int last_version(const any_t *op) { return (void) op, INT32_MAX; }
 
-static const struct {
-  uint32_t version;
-  entry_t create_old;
-  const char *(*name)(const any_t *), *(*provider)(const any_t *);
-  int (*input_type)(const any_t *, size_t);
-  size_t (*inputs)(const any_t *);
-  int (*output_type)(const any_t *, size_t);
-  size_t (*outputs)(const any_t *);
-  entry_t compute_old;
-  void (*destroy)(void *);
-  int (*input_kind)(const any_t *, size_t), (*output_kind)(const any_t *, size_t), (*memory_type)(const any_t *, size_t);
-  entry_t variadic[4];
-  status_t *(*create)(const any_t *, const api_t *, const any_t *, void **);
-  status_t *(*compute)(void *, any_t *);
-  entry_t infer_shape;
-  int (*first_version)(const any_t *), (*last_version)(const any_t *);
-  entry_t aliases[4];
-} OPERATOR = {
+static const operator_t OPERATOR = {
     .version = VERSION,
     .name = name,
     .provider = any_cpu,
@@ -206,16 +130,23 @@ static const struct {
     .last_version = last_version,
 };
 
-/* ONNX Runtime looks this name up. The domain lives as long as the process: sessions refer to it. */
+static _Thread_local int attends;
+
+/* Whether attention is ours as well in what this thread opens next. */
+void edgekit_operator_attends(int wanted) { attends = wanted; }
+
+/* ONNX Runtime looks this name up. Domains live as long as the process: sessions refer to them. */
 status_t *RegisterCustomOps(any_t *options, const base_t *base) {
-  static any_t *domain;
+  static any_t *domains[2];
   const api_t *api = base->get_api(VERSION);
-  if (!domain) {
+  any_t **domain = &domains[attends];
+  if (!*domain) {
     any_t *made;
     TRY(create_domain("com.microsoft", &made));
     TRY(add_to_domain(made, &OPERATOR));
-    domain = made;
+    if (attends) TRY(add_to_domain(made, &EDGEKIT_ATTENTION));
+    *domain = made;
   }
-  return add_domain(options, domain);
+  return add_domain(options, *domain);
 }
 #endif

@@ -33,6 +33,8 @@ MOST_CACHE = 1 << 18
 """Numbers of one layer's keys for one token, far above any known model's."""
 CHUNK = 512
 """Tokens of a long input computed at a time: keeps the activations of a long prompt small."""
+PIECE = 128
+"""The same on a CPU where the engine rounds a token alone and among others differently (docs/performance.md)."""
 
 
 def open_session(directory: Path, manifest: Manifest, *, threads: int | None = None, trace: Path | None = None) -> "OnnxSession":
@@ -60,13 +62,14 @@ def open_session(directory: Path, manifest: Manifest, *, threads: int | None = N
     if trace is not None:
         options.enable_profiling, options.profile_file_prefix = True, str(trace)
     path = directory / MODEL
-    if operator.chosen(manifest):
-        options.register_custom_ops_library(str(operator.LIBRARY))
+    own = operator.chosen(manifest)
+    if own:
+        operator.register(options, manifest)
     session = open_on(chosen, path, options)
     if POSITIONS not in (i.name for i in session.get_overridable_initializers()):
         raise EngineError(f"{path} has no input {POSITIONS}: an older edgekit built it; build the artifact again")
     check_graph(session, path, manifest.tokens.vocab_size)
-    return OnnxSession(session, path, manifest.context.length, chosen)
+    return OnnxSession(session, path, manifest.context.length, chosen, alike=own and operator.attends(manifest))
 
 
 def check_graph(session: "onnxruntime.InferenceSession", path: Path, vocab: int) -> None:
@@ -104,15 +107,27 @@ class Buffers:
 
 
 class OnnxSession:
-    """See ``edgekit.runtime.session.Session``. The cache is updated in place: each buffer is past input and present output in one."""
+    """See ``edgekit.runtime.session.Session``. The cache is updated in place: each buffer is past input and present output in one.
 
-    def __init__(self, session: "onnxruntime.InferenceSession", path: Path, context: int, provider: Provider = PROVIDERS["cpu"]) -> None:
+    alike: a token is rounded the same alone and among others.
+    """
+
+    def __init__(
+        self,
+        session: "onnxruntime.InferenceSession",
+        path: Path,
+        context: int,
+        provider: Provider = PROVIDERS["cpu"],
+        *,
+        alike: bool = False,
+    ) -> None:
         self._session: onnxruntime.InferenceSession | None = session
         self._path = path
         self._context = context
         self._position = 0
         self._mask = np.ones((1, context), np.int64)
         self._provider = provider
+        self._alike = alike
         # What cannot be appended to cannot be copied into a larger buffer either (DirectML reads the past from the present's buffer).
         capacity = min(FIRST_CAPACITY, context) if provider.appends else context
         self._buffers = bind(session, capacity, provider.device)
@@ -124,6 +139,10 @@ class OnnxSession:
     @property
     def context(self) -> int:
         return self._context
+
+    @property
+    def grain(self) -> int:
+        return 1 if self._alike else self._most() if self._provider.appends else self._context
 
     def forward(self, tokens: Sequence[int]) -> NDArray[np.float32]:
         """See ``Session.forward``. Long input is computed in chunks; a LongRoPE graph is told the final length with each of them.
@@ -147,7 +166,8 @@ class OnnxSession:
         check_vocabulary(ids, self._buffers.logits.shape[2])
         self._buffers.rope_length[0] = final
         rows: list[NDArray[np.float32]] = []
-        for piece in pieces(len(tokens), self._position, self._provider.appends):
+        most = self._most() if self._provider.appends else len(tokens) if self._position == 0 else 1
+        for piece in pieces(len(tokens), most):
             wanted = min(piece.stop - piece.start, last - (len(tokens) - piece.stop))
             self._buffers.binding.bind_cpu_input("input_ids", ids[:, piece])
             self._buffers.binding.bind_cpu_input("attention_mask", self._mask[:, : self._position + piece.stop])
@@ -158,6 +178,10 @@ class OnnxSession:
                 self._buffers = settle(self._buffers)
         self._position = final
         return np.concatenate(rows)
+
+    def _most(self) -> int:
+        """Tokens that are computed at a time: few where only whole pieces can be taken up again, and each of them takes its time."""
+        return CHUNK if self._alike or self._provider.device is not None else PIECE
 
     def rewind(self, length: int) -> None:
         """See ``Session.rewind``. What is forgotten stays in the buffers until it is overwritten; nothing reads it."""
@@ -180,10 +204,8 @@ class OnnxSession:
             self._session = None
 
 
-def pieces(count: int, position: int, appends: bool) -> list[slice]:
-    """How ``count`` new tokens are cut into runs: by CHUNK; where the provider cannot append, whole at the start of a sequence and one by
-    one later."""
-    size = CHUNK if appends else count if position == 0 else 1
+def pieces(count: int, size: int) -> list[slice]:
+    """``count`` new tokens in runs of ``size``."""
     return [slice(start, min(start + size, count)) for start in range(0, count, size)]
 
 

@@ -57,6 +57,10 @@ class NpuSession:
     def context(self) -> int:
         return self._context
 
+    @property
+    def grain(self) -> int:
+        return self._context  # only the start of a sequence takes several tokens
+
     def forward(self, tokens: Sequence[int]) -> NDArray[np.float32]:
         """See ``Session.forward``. Raises ContextOverflow too for more tokens in one call than the NPU's prompt holds."""
         row: NDArray[np.float32] = self.forward_last(tokens, 1)[0]

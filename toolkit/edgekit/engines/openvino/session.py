@@ -13,7 +13,7 @@ from edgekit.artifact import Manifest
 from edgekit.engines.openvino import npu
 from edgekit.engines.openvino.plugins import check_device, import_openvino
 from edgekit.engines.openvino.settings import Settings, choose
-from edgekit.engines.openvino.slots import Slots
+from edgekit.engines.openvino.slots import keep
 from edgekit.engines.openvino.warmup import WarmUp
 from edgekit.errors import EngineError
 from edgekit.parallel import cores
@@ -31,6 +31,8 @@ LENGTH = "rope.length"
 """The node of a LongRoPE graph by which it chooses (graph.py)."""
 CHUNK = 512
 """Tokens of a long input computed at a time: keeps the activations of a long prompt small."""
+PIECE = 128
+"""The same where OpenVINO's CPU plugin computes, which rounds a token alone and among others differently (docs/performance.md)."""
 CAPABILITIES = {"float32": "FP32", "bfloat16": "BF16", "float16": "FP16"}
 FLOATS = {"float32": "f32", "bfloat16": "bf16", "float16": "f16", "uint8": "u8"}
 
@@ -74,9 +76,24 @@ def open_session(
     request = watch(request) if watch is not None else request
     if device == "NPU":
         return npu.NpuSession(request, path, context, manifest.tokens.vocab_size, prompt)
+    grain = 1 if attends else reusable(manifest)
     return OpenvinoSession(
-        request, path, context, manifest.tokens.vocab_size, tells_length=long_rope(model), kernels=kernels, plugin_cache=not attends
+        request,
+        path,
+        context,
+        manifest.tokens.vocab_size,
+        grain=grain,
+        tells_length=long_rope(model),
+        kernels=kernels,
+        plugin_cache=not attends,
     )
+
+
+def reusable(manifest: Manifest) -> int:
+    """``Session.grain`` of OpenVINO's own operators."""
+    if manifest.engine.details["kv_cache"] == "uint8":
+        return manifest.context.length  # what is cut off a state is quantized anew
+    return PIECE if manifest.engine.details["device"] == "CPU" else CHUNK
 
 
 def own_kernels(manifest: Manifest, threads: int) -> "Kernels | None":
@@ -181,8 +198,8 @@ class Held:
 class OpenvinoSession:
     """See ``edgekit.runtime.session.Session``.
 
-    kernels: in the graph instead of OpenVINO's. plugin_cache: whether keys and values are a state of the request; otherwise the kernels
-    hold them, by position.
+    grain: see ``Session``. kernels: in the graph instead of OpenVINO's. plugin_cache: whether keys and values are a state of the request;
+    otherwise the kernels hold them, by position.
     """
 
     def __init__(
@@ -192,6 +209,7 @@ class OpenvinoSession:
         context: int,
         vocab: int,
         *,
+        grain: int,
         tells_length: bool,
         kernels: "Kernels | None" = None,
         plugin_cache: bool = True,
@@ -201,8 +219,9 @@ class OpenvinoSession:
         self._context = context
         self._vocab = vocab
         self._tells_length = tells_length
-        self._slots = Slots(context) if plugin_cache else None
-        self._whole = np.ones((1, context), np.int64)
+        self._grain, self._most = grain, CHUNK if grain in (1, context) else grain
+        self._plugin_cache, self._cut = plugin_cache, False  # whether it holds more than is wanted
+        self._mask = np.ones((1, context), np.int64)
         self._warming: WarmUp | None = None
         self._position = 0
         if kernels is None:
@@ -216,6 +235,10 @@ class OpenvinoSession:
     @property
     def context(self) -> int:
         return self._context
+
+    @property
+    def grain(self) -> int:
+        return self._grain
 
     def forward(self, tokens: Sequence[int]) -> NDArray[np.float32]:
         """See ``Session.forward``. Long input is computed in chunks; a LongRoPE graph is told the final length with each of them.
@@ -237,29 +260,27 @@ class OpenvinoSession:
         if self._warming is not None:
             self._warming.end()
             self._warming = None
-        if self._slots is not None:
-            self._slots.compact(request, self._position)
+        if self._cut and self._plugin_cache:
+            keep(request, self._position)
+        self._cut = False
         began = self._position
         rows: list[NDArray[np.float32]] = []
         try:
-            for start in range(0, len(tokens), CHUNK):
-                stop = min(start + CHUNK, len(tokens))
+            for start in range(0, len(tokens), self._most):
+                stop = min(start + self._most, len(tokens))
                 wanted = min(stop - start, last - (len(tokens) - stop))
                 got = self._compute(request, ids[:, start:stop], max(1, wanted), final)
                 if wanted > 0:
                     rows.append(got)
         except BaseException:
-            self.rewind(began)
-            if self._slots is not None:
-                self._slots.hide_unknown(request)
+            self._position, self._cut = began, True
             raise
         return np.concatenate(rows)
 
     def rewind(self, length: int) -> None:
         """See ``Session.rewind``."""
         check_rewind(length, self._position)
-        if self._slots is not None:
-            self._slots.hide(length, self._position)
+        self._cut |= length < self._position
         self._position = length
 
     def close(self) -> None:
@@ -272,7 +293,7 @@ class OpenvinoSession:
     def _compute(self, request: "openvino.InferRequest", ids: NDArray[np.int64], last: int, final: int) -> NDArray[np.float32]:
         """The logits after each of the ``last`` last of ``ids``, [last, V], the caller's own."""
         count, final_told = ids.shape[1], final if self._tells_length else None
-        mask = self._whole[:, : self._position + count] if self._slots is None else self._slots.mask(count)
+        mask = self._mask[:, : self._position + count]
         if self._held.kernels is not None:
             self._held.kernels.position = self._position
         try:
@@ -281,8 +302,6 @@ class OpenvinoSession:
             if self._held.kernels is not None and (cause := self._held.kernels.failure()) is not None:
                 raise cause from None
             raise EngineError(f"OpenVINO failed while running {self._path}: {error}") from error
-        if self._slots is not None:
-            self._slots.took(self._position, count)
         self._position += count
         rows: NDArray[np.float32] = np.array(request.get_output_tensor().data[0])
         return rows

@@ -11,7 +11,7 @@ from edgekit.cpu import products
 from edgekit.engines.openvino.operators import BITS, LIBRARY, Attention, Gate, Kernels, Matrix, Product, Stored
 
 VARIABLE, STOCK = "EDGEKIT_OPENVINO_PRODUCTS", "openvino"
-"""What the environment may ask for beside edgekit's; by default what is faster here."""
+"""What the environment may ask for instead of edgekit's."""
 GROUPS = frozenset({32, 64, 128})
 UNPACKING = frozenset({"Convert", "Subtract", "Multiply", "Reshape"})
 SPREADING = frozenset({"Reshape", "Broadcast", "Unsqueeze"})

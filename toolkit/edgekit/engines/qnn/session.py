@@ -115,6 +115,10 @@ class QnnSession:
     def context(self) -> int:
         return self._context
 
+    @property
+    def grain(self) -> int:
+        return self._context  # genai appends single tokens alone
+
     def forward(self, tokens: Sequence[int]) -> NDArray[np.float32]:
         """See ``Session.forward``."""
         row: NDArray[np.float32] = self.forward_last(tokens, 1)[0]
