@@ -19,7 +19,7 @@ Tools = Sequence[Mapping[str, object]]
 
 COST = Cost(seconds=4, memory=256 << 20)
 """Of compiling a template, of rendering it once, and of all the vectors of a manifest. What is known takes some 0.02 s and 5 MB."""
-TEXT, ITEMS, DEPTH = 10_000_000, 100_000, 64
+TEXT, ITEMS, DEPTH = 10_000_000, 100_000, 72
 """Characters, values and depth of what is given to one rendering."""
 JSON_LIMIT = 64 << 20
 """Characters of tokenizer_config.json."""
