@@ -261,7 +261,7 @@ GENERATED = {
     "qnn": qnn_report,
     "qnn-two": lambda: qnn_report("qnn_two"),
     "methods": methods_table,
-    "methods-smollm2": lambda: methods_table("methods_smollm2"),
+    "methods-real": lambda: methods_table("methods_smollm2"),
     "calibrate": calibrate_report,
     "matmul": matmul_table,
     "against": against_report,

@@ -49,7 +49,9 @@ def test_limits(edge: Edge, folder: Path) -> None:
     assert edge(*asked(folder, "--max-kl", "5", "--min-top1", "0")).code == 0
     ended = edge(*asked(folder, "--max-kl", "0.0001"))
     assert ended.code == 12
-    assert "mean KL divergence" in ended.err and "is above 0.0001 (--max-kl); build with a finer --scheme" in ended.err
+    assert (
+        "mean KL divergence" in ended.err and "is above 0.0001 (--max-kl); build with --scheme int4-g128 --calibrate default" in ended.err
+    )
     ended = edge(*asked(folder, "--min-top1", "1", "--json"))
     assert (ended.code, json.loads(ended.out)["problems"][0]["kind"]) == (12, "FidelityError")
 

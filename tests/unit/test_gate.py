@@ -23,6 +23,7 @@ from edgekit.models import Model
 from edgekit.precision import finest
 from edgekit.quant.scheme import GROUPS, scheme
 from edgekit.quantized import Matrix, Quantizer
+from smollm2 import smollm2
 from tiny_artifact import write_target
 
 
@@ -111,6 +112,40 @@ def test_advice_is_never_what_was_just_done() -> None:
     symmetric = scheme("int4-sym-g128")
     assert "--calibrate" not in advice(model, symmetric, "equalize") and "another --target" in advice(model, symmetric, "equalize")
     assert all(f"--method {method}" not in advice(model, symmetric, method) for method in ALONE)
+
+
+def follow(edge: Edge, model: str, out: Path, steps: int, cap: float) -> list[float]:
+    """The divergence of a default build and of what each refusal advises; a budget has to pass where the last one was not enough."""
+    options: list[str] = []
+    found: list[float] = []
+    for _ in range(steps + 1):
+        budget = "--bits" in options
+        limit = found[-1] if budget else cap
+        ended = edge("build", model, "--target", "cpu", "--out", str(out), "--max-kl", str(limit), "--min-top1", "0", *options, "--json")
+        if budget:
+            assert ended.code == 0, ended.err
+            return [*found, json.loads(ended.out)[0]["mean_kl"]]
+        assert ended.code == 12, ended.err
+        found.append(max(float(kl) for kl in re.findall(r"mean KL divergence (\S+) is above", ended.err)))
+        advised = re.search(r"; build with (--[^;]+)", ended.err)
+        assert advised is not None and advised[1].split() != options
+        options = advised[1].split()
+    return found
+
+
+def test_following_the_advice_gains_at_each_step(edge: Edge, tmp_path: Path) -> None:
+    found = follow(edge, "tiny-phi", tmp_path / "a", 2, 1e-9)
+    assert found == sorted(found, reverse=True) and found[0] > 2 * found[1] > 2 * found[2]
+
+
+@pytest.mark.full_size
+@pytest.mark.parametrize("off_grid", [False, True])
+def test_on_the_real_model_the_first_advice_passes_and_all_of_it_gains(edge: Edge, tmp_path: Path, off_grid: bool) -> None:
+    """Default, calibrated, calibrated in groups of 32, with more bits: half an hour on two cores."""
+    model = smollm2(tmp_path / "smollm2", off_grid=off_grid)
+    found = follow(edge, str(model), tmp_path / "a", 3, 1e-9)
+    assert found == sorted(found, reverse=True) and len(found) == 4
+    assert off_grid or found[0] > DEFAULT.max_kl >= found[1]
 
 
 def test_limits_that_nothing_can_keep_are_known_before_the_long_job(

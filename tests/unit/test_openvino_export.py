@@ -209,7 +209,7 @@ def test_a_tokenizer_that_cannot_be_converted_stops_the_export_before_the_weight
     model = open_variant(tmp_path / "model", "llama")
     path = tmp_path / "model" / "tokenizer.json"
     tokenizer = json.loads(path.read_text(encoding="utf-8"))
-    tokenizer["pre_tokenizer"] = {"type": "UnicodeScripts"}
+    tokenizer["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [{"type": "UnicodeScripts"}, tokenizer["pre_tokenizer"]]}
     path.write_text(json.dumps(tokenizer), encoding="utf-8")
     (tmp_path / "out").mkdir()
     write_companions(read_companions(model.checkpoint, model.decoder.vocab_size), model.checkpoint, tmp_path / "out")

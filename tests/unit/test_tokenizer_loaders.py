@@ -15,6 +15,7 @@ from edgekit.build import build
 from edgekit.companions import Companions
 from edgekit.engines.onnx_format.genai_tokenizer import compared
 from edgekit.errors import UsageError
+from edgekit.packagers import Settings
 from edgekit.packagers.apps import check_app
 from edgekit.runtime.tokenizer import open_tokenizer
 from tiny_artifact import write_target
@@ -106,4 +107,4 @@ def test_where_it_gives_ids_that_are_none_applications_are_refused(tmp_path: Pat
     manifest = built(tmp_path / "again", "onnx")[1]
     told = replace(manifest, engine=replace(manifest.engine, details=found))
     with pytest.raises(UsageError, match=r"does not fit this model \(ids that are none for .* package it for python or linux-service"):
-        check_app(Artifact(tmp_path, told), ("cpu",), "android")
+        check_app(Artifact(tmp_path, told), Settings(), "android")

@@ -214,7 +214,7 @@ class _Process:
         try:
             self._popen = subprocess.Popen(command, bufsize=0, stdin=PIPE, stdout=PIPE, stderr=DEVNULL, env=environment, **apart)
         except OSError as error:
-            raise EngineError(f"cannot start {program!r} for work on texts: {error.strerror or error}") from None
+            raise EngineError(f"cannot start {program!r} for work on texts: {error}") from None
         if os.name == "nt":
             from edgekit.windows_job import confine
 
