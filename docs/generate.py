@@ -223,7 +223,7 @@ def cli_page() -> str:
         '`{"error": {"kind": "TargetError", "message": "...", "exit_code": 4}}`. Progress and messages go to stderr.\n'
         'A build for several targets that fails in one of them adds `"written"`, the list of those that are complete.\n'
         "What goes into a pipe or file is UTF-8 on every platform, unless `PYTHONIOENCODING` asks for something else.\n"
-        "What the option parser itself refuses (an unknown option, a missing argument) is exit code 2 and text on stderr, without JSON.\n"
+        "What the option parser itself refuses (an unknown option, a missing argument) is exit code 2; its text stands on stderr as well.\n"
         "`edge --install-completion` sets up shell completion, `edge --version` shows the version.",
         *(command_section(name, command) for name, command in commands.items()),
         "## Exit codes\n\n" + exit_codes(),

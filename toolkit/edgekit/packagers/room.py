@@ -2,11 +2,11 @@
 to, so that a kit may ask for no more than a device lets one app use."""
 
 import importlib
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import inf
 
+from edgekit import strict_json
 from edgekit.artifact import Artifact
 from edgekit.build import SMALLEST_CONTEXT
 from edgekit.device import DeviceProfile, Unit, devices, load_device
@@ -88,7 +88,7 @@ def room_for(artifact: Artifact, kind: str, device: str | None, place: Place, *,
 def _held(artifact: Artifact) -> Held:
     path = artifact.directory / "config.json"
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = strict_json.load(path.read_bytes())
         decoder = architecture(config).decoder_config(config)
     except (OSError, ValueError, AttributeError, EdgekitError) as error:
         raise ArtifactError(f"{path} says nothing of the model's sizes ({error}); build the artifact again") from None
