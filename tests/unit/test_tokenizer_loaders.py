@@ -15,8 +15,9 @@ from edgekit.build import build
 from edgekit.companions import Companions
 from edgekit.engines.onnx_format.genai_tokenizer import compared
 from edgekit.errors import UsageError
-from edgekit.packagers import Settings
-from edgekit.packagers.apps import check_app
+from edgekit.packagers.apps import check_genai
+from edgekit.runtime.chat import ChatTemplate
+from edgekit.runtime.templates import ChatTemplates
 from edgekit.runtime.tokenizer import open_tokenizer
 from tiny_artifact import write_target
 from tokenizer_folders import TYPED, llama
@@ -92,6 +93,22 @@ def test_where_onnxruntime_genai_gives_other_ids_the_manifest_says_so(tmp_path: 
     assert found["genai_tokenizer"] == "differs"
     told = r"other ids for 0 of 0 chats and \d+ of \d+ texts in all, such as .*"
     assert re.fullmatch(told, str(found["genai_tokenizer_note"]), re.DOTALL)
+    manifest = built(tmp_path / "again", "onnx")[1]
+    with pytest.raises(UsageError, match=r"does not fit this model \(other ids for 0 of 0 chats"):
+        check_genai(Artifact(tmp_path, replace(manifest, engine=replace(manifest.engine, details=found))), "windows")
+
+
+def test_where_its_templates_give_another_text_the_manifest_says_so(tmp_path: Path) -> None:
+    """Jinja has filters and methods that its engine lacks."""
+    pytest.importorskip("onnxruntime_genai")
+    directory = tmp_path / "tiny-phi"
+    build("tiny-phi", target="cpu", output=directory, verify=False)
+    own = (directory / "chat_template.jinja").read_text(encoding="utf-8")
+    for source, wanted in ((own, "same"), ("{% for m in messages %}{{ m.content | wordcount }}{% endfor %}", "differs")):
+        chat = ChatTemplates(ChatTemplate(source, {}))
+        found = compared(Companions(open_tokenizer(directory), TokenInfo(10_000, None, (0,), False), source, chat, {}), directory)
+        assert found["genai_tokenizer"] == wanted, found
+    assert str(found["genai_tokenizer_note"]).startswith("its chat template makes 'an error: ")
 
 
 def test_where_it_gives_ids_that_are_none_applications_are_refused(tmp_path: Path) -> None:
@@ -107,4 +124,4 @@ def test_where_it_gives_ids_that_are_none_applications_are_refused(tmp_path: Pat
     manifest = built(tmp_path / "again", "onnx")[1]
     told = replace(manifest, engine=replace(manifest.engine, details=found))
     with pytest.raises(UsageError, match=r"does not fit this model \(ids that are none for .* package it for python or linux-service"):
-        check_app(Artifact(tmp_path, told), Settings(), "android")
+        check_genai(Artifact(tmp_path, told), "android")

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from edgekit.artifact import Artifact
 from edgekit.packagers import Made, Settings
-from edgekit.packagers.apps import check_app, facts
+from edgekit.packagers.apps import check_app, check_genai, facts
 from edgekit.packagers.parts import Component, copy_artifact, fill_templates, texts
 from edgekit.packagers.room import Place, Room, room_for
 from edgekit.packagers.room import facts as room_facts
@@ -27,6 +27,7 @@ HOSTED = Path("hosted/artifact")
 def check(artifact: Artifact, settings: Settings) -> None:
     """See ``Packager.check``."""
     check_app(artifact, settings, "android")
+    check_genai(artifact, "android")
     room(artifact, settings)
 
 

@@ -14,16 +14,20 @@ def facts(artifact: Artifact) -> dict[str, object]:
 
 
 def check_app(artifact: Artifact, settings: Settings, kind: str) -> None:
-    """Raises UsageError: options of Python's packages, a tokenizer that genai cannot read, or no chat template."""
+    """Raises UsageError: options of Python's packages, or no chat template."""
     refuse_python(settings, kind)
+    if artifact.manifest.chat_template is None:
+        raise UsageError(f"{artifact.directory} has no chat template, and the application is for conversations; give an instruct model")
+
+
+def check_genai(artifact: Artifact, kind: str) -> None:
+    """Raises UsageError where onnxruntime-genai's tokenizer gives other tokens: the application compares, and would not start."""
     details = artifact.manifest.engine.details
-    if details.get("genai_tokenizer") == "unusable":
+    if details.get("genai_tokenizer") in ("unusable", "differs"):
         raise UsageError(
             f"{artifact.directory}: a package for {kind} uses onnxruntime-genai's tokenizer, which does not fit this model "
             f"({details.get('genai_tokenizer_note')}); package it for python or linux-service, which use edgekit's"
         )
-    if artifact.manifest.chat_template is None:
-        raise UsageError(f"{artifact.directory} has no chat template, and the application is for conversations; give an instruct model")
 
 
 def refuse_python(settings: Settings, kind: str) -> None:

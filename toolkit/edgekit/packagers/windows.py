@@ -5,7 +5,7 @@ from pathlib import Path
 from edgekit.artifact import Artifact
 from edgekit.packagers import Made, Settings
 from edgekit.packagers.android import GENAI
-from edgekit.packagers.apps import check_app, facts
+from edgekit.packagers.apps import check_app, check_genai, facts
 from edgekit.packagers.kinds import of_artifact
 from edgekit.packagers.parts import ARTIFACT, Component, copy_artifact, fill_templates, texts
 from edgekit.packagers.room import Place, Room, room_for
@@ -28,6 +28,7 @@ COMPUTERS = Place(("laptop", "desktop", "mini PC", "class"), {"cpu": "generic-8g
 def check(artifact: Artifact, settings: Settings) -> None:
     """See ``Packager.check``."""
     check_app(artifact, settings, "windows")
+    check_genai(artifact, "windows")
     room(artifact, settings)
 
 

@@ -1,13 +1,17 @@
-"""Whether onnxruntime-genai's own tokenizer gives the ids of the tokenizers library: applications for phones and Windows use it.
+"""Whether onnxruntime-genai's own tokenizer and templates give what edgekit's do: applications for phones and Windows use them.
 
-It reads tokenizer.json in its own way: of a Metaspace pre-tokenizer it knows less, and may give -1 for what it does not find.
+It reads tokenizer.json in its own way: of a Metaspace pre-tokenizer it knows less, and may give -1 for what it does not find. Its engine
+for templates is not Jinja.
 """
 
 import importlib.util
+import json
 import shutil
 import tempfile
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import cast
 
 from edgekit import child
 from edgekit.artifact import Scalar
@@ -22,8 +26,8 @@ ENCODE = "edgekit.engines.onnx_format.genai_encode"
 
 
 def compared(companions: Companions, directory: Path) -> dict[str, Scalar]:
-    """For ``engine.details``: ``genai_tokenizer`` is "same", "differs", "unusable" (ids that are none, or it cannot be opened) or
-    "not compared", and ``genai_tokenizer_note`` says where. ``directory`` holds the artifact's files."""
+    """For ``engine.details``: ``genai_tokenizer`` is "same", "differs" (other ids, or another text of a chat), "unusable" (ids that are
+    none, or it cannot be opened) or "not compared", and ``genai_tokenizer_note`` says where. ``directory`` holds the artifact's files."""
     if importlib.util.find_spec(PACKAGE) is None:
         return {"genai_tokenizer": "not compared", "genai_tokenizer_note": "onnxruntime-genai is not installed where it was built"}
     vectors = text_vectors(companions)
@@ -33,12 +37,18 @@ def compared(companions: Companions, directory: Path) -> dict[str, Scalar]:
         for name in READ:  # without the weights
             if (directory / name).is_file():
                 shutil.copyfile(directory / name, Path(folder, name))
+        messages = [json.dumps([asdict(message) for message in vector.messages]) for vector in vectors.chat]
+        request: child.Json = {"directory": folder, "texts": [*chats, *texts], "template": companions.template, "messages": messages}
         try:
-            found = child.ask(ENCODE, {"directory": folder, "texts": [*chats, *texts]}, patience=PATIENCE)["ids"]
+            answer = child.ask(ENCODE, request, patience=PATIENCE)
         except EngineError as error:
             return {"genai_tokenizer": "unusable", "genai_tokenizer_note": f"it cannot be opened: {str(error)[:200]}"}
-    given = found if isinstance(found, list) else []
-    return _judged(companions, [*chats, *texts], given, len(chats))
+    judged = _judged(companions, [*chats, *texts], cast(list[list[int]], answer["ids"]), len(chats))
+    if judged["genai_tokenizer"] == "same":
+        for said, here, there in zip(messages, chats, cast(list[str], answer["rendered"]), strict=True):
+            if here != there:
+                return {"genai_tokenizer": "differs", "genai_tokenizer_note": f"its chat template makes {there[:60]!r} of {said[:60]}"}
+    return judged
 
 
 def _judged(companions: Companions, texts: Sequence[str], given: Sequence[list[int]], chats: int) -> dict[str, Scalar]:
