@@ -68,13 +68,15 @@ class Page:
 
 
 @contextlib.contextmanager
-def chromium(profile: Path) -> Iterator[Page]:
+def chromium(profile: Path, *, webgpu: bool = False) -> Iterator[Page]:
+    """webgpu: computed by SwiftShader on the CPU, where there is no GPU."""
     name = program()
     assert name is not None
     to_read, to_write = os.pipe()
     from_read, from_write = os.pipe()
-    command = [name, "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run", "--no-proxy-server"]
+    command = [name, "--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--no-first-run", "--no-proxy-server"]
     command += [f"--user-data-dir={profile}", "--remote-debugging-pipe"]
+    command += ["--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader"] if webgpu else ["--disable-gpu"]
     # It reads from 3 and writes to 4. Neither may be overwritten by the other's move.
     high = [fcntl.fcntl(end, fcntl.F_DUPFD, 10) for end in (to_read, from_write)]
     script = "import os, sys; os.dup2(int(sys.argv[1]), 3); os.dup2(int(sys.argv[2]), 4); os.execvp(sys.argv[3], sys.argv[3:])"

@@ -1,5 +1,6 @@
 """``edge package --for web``: the page in a browser answers as the engine does here, and goes on when its server is gone."""
 
+import contextlib
 import functools
 import hashlib
 import http.server
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import edgekit
-from chromium import chromium, program
+from chromium import Page, chromium, program
 from command import Edge
 from edgekit import packagers
 from edgekit.artifact import load_artifact
@@ -22,7 +23,7 @@ from edgekit.packagers import Settings, npm
 from edgekit.packagers.split import split
 from edgekit.packagers.web import libraries
 from edgekit.progress import silent
-from tiny_artifact import build_tiny
+from tiny_artifact import build_tiny, write_target
 
 PROMPT = "turn on the kitchen light"
 TARBALLS = Path.home() / ".cache" / "edgekit" / "npm"
@@ -36,8 +37,8 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-@pytest.fixture(scope="module")
-def made(artifact: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def page_of(artifact: Path, output: Path) -> Path:
+    """Its package, of the libraries that the user's cache has."""
     for package in npm.packages():
         kept = TARBALLS / npm.place(package).name
         if not kept.exists():
@@ -46,9 +47,13 @@ def made(artifact: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         if not place.exists():
             place.parent.mkdir(parents=True, exist_ok=True)
             place.symlink_to(kept)
-    output = tmp_path_factory.mktemp("made") / "package"
     packagers.package(artifact, "web", output, Settings(part=500_000))
     return output
+
+
+@pytest.fixture(scope="module")
+def made(artifact: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return page_of(artifact, tmp_path_factory.mktemp("made") / "package")
 
 
 class Quiet(http.server.SimpleHTTPRequestHandler):
@@ -56,14 +61,29 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
         pass
 
 
-@pytest.fixture
-def server(made: Path) -> Iterator[http.server.ThreadingHTTPServer]:
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(made))) as server:
+@contextlib.contextmanager
+def serving(directory: Path) -> Iterator[http.server.ThreadingHTTPServer]:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(directory))) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         yield server
         server.shutdown()
         thread.join()
+
+
+@pytest.fixture
+def server(made: Path) -> Iterator[http.server.ThreadingHTTPServer]:
+    with serving(made) as server:
+        yield server
+
+
+def ask(page: Page, prompt: str) -> tuple[str, list[int]]:
+    """An answer's text and tokens."""
+    assert page.wait("document.body?.dataset.state") == "ready", page.evaluate("document.body.innerText")
+    page.evaluate(f"document.getElementById('prompt').value = {json.dumps(prompt)}; document.getElementById('ask').requestSubmit()")
+    assert page.wait("document.body.dataset.state !== 'answering' && document.body.dataset.state") == "ready"
+    last = "[...document.querySelectorAll('.assistant')].at(-1)"
+    return page.evaluate(f"{last}.textContent"), json.loads(page.evaluate(f"{last}.dataset.tokens"))
 
 
 def test_page_answers_as_the_engine_does_and_works_offline(
@@ -78,26 +98,33 @@ def test_page_answers_as_the_engine_does_and_works_offline(
         crossing = runtime.complete([{"role": "user", "content": long}])
         assert crossing.prompt_tokens < 256 < crossing.prompt_tokens + len(crossing.tokens)
     with chromium(tmp_path / "profile") as page:
-
-        def ask(prompt: str) -> tuple[str, list[int]]:
-            assert page.wait("document.body?.dataset.state") == "ready", page.evaluate("document.body.innerText")
-            script = f"document.getElementById('prompt').value = {json.dumps(prompt)}; document.getElementById('ask').requestSubmit()"
-            page.evaluate(script)
-            assert page.wait("document.body.dataset.state !== 'answering' && document.body.dataset.state") == "ready"
-            last = "[...document.querySelectorAll('.assistant')].at(-1)"
-            return page.evaluate(f"{last}.textContent"), json.loads(page.evaluate(f"{last}.dataset.tokens"))
-
         page.open(f"http://127.0.0.1:{server.server_port}/")
-        assert ask(PROMPT) == (answer.text, [token for token in answer.tokens if token not in stop])
+        assert ask(page, PROMPT) == (answer.text, [token for token in answer.tokens if token not in stop])
         assert page.wait("document.body.dataset.offline") == "ready"
         server.shutdown()
         server.server_close()
         page.reload()
         page.wait("document.getElementById('talk')?.childElementCount === 0")
-        assert ask(PROMPT) == (answer.text, [token for token in answer.tokens if token not in stop])
+        assert ask(page, PROMPT) == (answer.text, [token for token in answer.tokens if token not in stop])
         page.reload()
         page.wait("document.getElementById('talk')?.childElementCount === 0")
-        assert ask(long)[1] == [token for token in crossing.tokens if token not in stop]
+        assert ask(page, long)[1] == [token for token in crossing.tokens if token not in stop]
+
+
+@pytest.mark.full_size
+def test_a_page_on_webgpu_answers_as_the_engine_does(artifact: Path, tmp_path: Path) -> None:
+    """By SwiftShader, which has no float16, on the CPU: a minute for 31 tokens of tiny-phi."""
+    if program() is None:
+        pytest.skip("there is no Chromium here")
+    target = write_target(tmp_path / "webgpu.toml", "onnx", context=4096, options='provider = "webgpu"\nprecision = "float32"')
+    edgekit.build("tiny-phi", target=target, output=tmp_path / "artifact", scheme="int4-g128")
+    with edgekit.load(artifact) as runtime:
+        answer = runtime.complete([{"role": "user", "content": PROMPT}])
+        tokens = [token for token in answer.tokens if token not in runtime.manifest.tokens.stop]
+    made = page_of(tmp_path / "artifact", tmp_path / "package")
+    with serving(made) as server, chromium(tmp_path / "profile", webgpu=True) as page:
+        page.open(f"http://127.0.0.1:{server.server_port}/")
+        assert ask(page, PROMPT) == (answer.text, tokens)
 
 
 def test_a_changed_part_is_refused(made: Path, server: http.server.ThreadingHTTPServer, tmp_path: Path) -> None:
