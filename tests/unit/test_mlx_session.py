@@ -34,7 +34,8 @@ def opened(built: Built) -> MlxSession:
 
 def with_compiled_steps(built: Built) -> MlxSession:
     """As on a GPU, but in float32."""
-    return MlxSession(module.load(built.directory, widen=True, compiled=True), built.directory, built.manifest.context.length, None)
+    decoder = module.load(built.directory, widen=True, compiled=True)
+    return MlxSession(decoder, built.directory, built.manifest.context.length, None, module.CHUNK)
 
 
 def off(built: Built, session: MlxSession, tokens: list[int]) -> float:
@@ -120,7 +121,7 @@ def test_the_session_computes_with_the_portable_weights_bit_for_bit(tmp_path: Pa
 def test_float16_stays_near_the_reference(tmp_path: Path) -> None:
     """As on a GPU. Few tokens: MLX's float16 is slow on a CPU."""
     built = build(tmp_path, "phi3-longrope")
-    session = MlxSession(module.load(built.directory, widen=False, compiled=True), built.directory, 96, None)
+    session = MlxSession(module.load(built.directory, widen=False, compiled=True), built.directory, 96, None, module.CHUNK)
     session.forward(TOKENS[:8])
     assert session._caches[0].keys.dtype == mx.float16
     error = session.forward(TOKENS[8:9]) - built.reference(TOKENS[:9])
