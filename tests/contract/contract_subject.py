@@ -7,9 +7,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-import edgekit
 from edgekit.artifact import Manifest
-from edgekit.runtime.session import Session
+from edgekit.runtime.session import Session, open_session
 
 Logits = NDArray[np.float32]
 VARIANTS = ("phi3-longrope", "phi3-longrope-partial-tied", "mistral-window", "llama3", "qwen2")
@@ -67,7 +66,7 @@ class Subject:
     expected: Callable[[Sequence[int]], Logits]
 
     def open(self) -> Session:
-        return edgekit.load(self.directory).session
+        return open_session(self.directory, self.manifest)
 
     def same(self, got: Logits, wanted: Logits) -> None:
         """Equal within the engine's tolerance, and with the same most likely token (where the two best are not a tie)."""

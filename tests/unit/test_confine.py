@@ -1,6 +1,7 @@
 """A process that may take so much and no more, and what the program that asked for it notices."""
 
 import ctypes
+import importlib
 import os
 import signal
 import subprocess
@@ -167,8 +168,14 @@ def test_nothing_of_the_program_gets_into_it(monkeypatch: pytest.MonkeyPatch) ->
         signal.signal(signal.SIGPROF, old)
 
 
-def test_a_frozen_program_is_told_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("imported", [False, True])
+def test_a_frozen_program_is_told_what_to_do(monkeypatch: pytest.MonkeyPatch, imported: bool) -> None:
+    """Also where something imported multiprocessing's spawn, which takes the program itself for its Python."""
     monkeypatch.setattr(sys, "frozen", True, raising=False)
+    spawn = importlib.import_module("multiprocessing.spawn")
+    monkeypatch.setattr(spawn, "_python_exe", os.fsencode(sys.executable) if os.name == "posix" else sys.executable)
+    if not imported:
+        monkeypatch.delitem(sys.modules, "multiprocessing.spawn")
     with pytest.raises(EngineError, match=r"multiprocessing\.set_executable"):
         ChatTemplate("x", {})
     assert ChatTemplate("{{ messages[0].content }}", {}, Here(WORK)).render(USER) == "hi"

@@ -2,6 +2,7 @@
 
 import json
 import re
+import unicodedata
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -131,7 +132,10 @@ def check_white_space(text: str) -> None:
 def test_an_expression_is_kept(vocabulary: Runtime, regex: str, seed: int, kind: int, limit: int, sampling: Sampling) -> None:
     steps = answered(drawing(vocabulary, seed, kind), limit, sampling, regex=regex)
     if steps is not None:
-        assert re.fullmatch(regex.replace(r"\p{L}", r"[^\W\d_]"), texts(steps))
+        text = texts(steps)
+        # llguidance knows a newer Unicode than this Python may: what is no character to Python could be a digit or a letter.
+        known = not any(unicodedata.category(c) == "Cn" for c in text)
+        assert not known or re.fullmatch(regex.replace(r"\p{L}", r"[^\W\d_]"), text)
 
 
 @settings(max_examples=8, deadline=None)

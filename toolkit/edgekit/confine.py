@@ -197,10 +197,11 @@ class _Process:
         self._state = threading.Lock()
         spawn = sys.modules.get("multiprocessing.spawn")  # unless it is imported nobody has called set_executable
         executable = sys.executable if spawn is None else spawn.get_executable()
-        program = executable.decode() if isinstance(executable, bytes) else executable
-        if os.name == "nt" and program == sys.executable:
+        program = os.fsdecode(executable) if executable else ""  # multiprocessing keeps bytes
+        own = program == sys.executable
+        if os.name == "nt" and own:
             program = str(getattr(sys, "_base_executable", program))  # a venv's starts that one as a process of its own
-        if not program or (getattr(sys, "frozen", False) and executable == sys.executable):
+        if not program or (getattr(sys, "frozen", False) and own):
             raise EngineError(
                 "tokenizer and chat template run in a process of their own, and this program brings no Python to start one with; name one "
                 "by multiprocessing.set_executable(...), or load a model that you trust with confined=False"
