@@ -25,7 +25,7 @@ from edgekit.packagers.room import facts as room_facts
 from edgekit.target import load_target
 from tiny_artifact import build_tiny
 
-sys.path[:0] = [str(Path(__file__).parents[2] / "bench")]
+sys.path.append(str(Path(__file__).parents[2] / "bench"))  # not first: toolkit has a package of the name of one of its files
 from synthetic import COMMON, MODELS  # noqa: E402
 
 PHI = {**COMMON, **MODELS["phi-3.5-mini"]}
