@@ -180,6 +180,11 @@ def test_an_absent_provider_is_named_with_its_package(tmp_path: Path, provider: 
     chosen = providers.PROVIDERS[provider]
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
     monkeypatch.setitem(sys.modules, chosen.package.replace("-", "_"), None)
+    if chosen.windows:
+        monkeypatch.setattr(sys, "platform", "linux")
+        with pytest.raises(EngineMissing, match=rf"{chosen.name}, which exists for Windows alone; run it there"):
+            open_session(built.directory, built.manifest)
+        monkeypatch.setattr(sys, "platform", "win32")
     with pytest.raises(EngineMissing, match=rf'{chosen.name}, which.*lacks; install {chosen.package}.*: pip install "edgekit\[{extra}\]"'):
         open_session(built.directory, built.manifest)
 

@@ -26,7 +26,7 @@ from edgekit.target import load_target
 from tiny_artifact import build_tiny
 
 sys.path.append(str(Path(__file__).parents[2] / "bench"))  # not first: toolkit has a package of the name of one of its files
-from synthetic import COMMON, MODELS  # noqa: E402
+from synthetic import COMMON, MODELS
 
 PHI = {**COMMON, **MODELS["phi-3.5-mini"]}
 SIZES = {"cpu": 2_190_000_000, "webgpu": 2_080_000_000, "apple-iphone": 2_100_000_000}
@@ -73,6 +73,9 @@ def test_a_model_of_128k_gets_no_more_than_the_device_has(artifacts: dict[str, A
     assert (usual.device, usual.cache * 131072) == ("galaxy-s24", 103_079_215_104)
     assert usual.limit < 4096
     assert usual == android.room(artifacts["cpu"], Settings(device="galaxy-s24"))
+    board = replace(artifacts["cpu"], manifest=replace(artifacts["cpu"].manifest, target="raspberry-pi-5"))
+    assert android.room(board, Settings()) == usual, "the target's memory is a board's"
+    assert windows.room(board, Settings()).device == "generic-8gb"
     assert android.room(artifacts["cpu"], Settings(device="snapdragon-8-elite-16gb")).limit > 2 * usual.limit
 
 

@@ -109,6 +109,12 @@ def test_page_answers_as_the_engine_does_and_works_offline(
         page.reload()
         page.wait("document.getElementById('talk')?.childElementCount === 0")
         assert ask(page, long)[1] == [token for token in crossing.tokens if token not in stop]
+        page.evaluate(f"document.getElementById('prompt').value = {json.dumps(long * 9)}; document.getElementById('ask').requestSubmit()")
+        assert page.wait(
+            "document.body.dataset.state !== 'answering' && document.getElementById('status').textContent.includes('a new one')"
+        )
+        page.evaluate("document.getElementById('new').click()")
+        assert ask(page, PROMPT)[0] == answer.text
 
 
 @pytest.mark.full_size

@@ -270,6 +270,10 @@ def read_manifest(directory: Path | str) -> bytes:
             raw = file.read(MANIFEST_LIMIT + 1)
     except (FileNotFoundError, NotADirectoryError):
         what = "is no artifact: it has no edgekit.json" if directory.is_dir() else "does not exist"
+        if directory.is_file():
+            raise ArtifactError(f"{directory} is a file; an artifact is a directory: give the one that edge build made") from None
+        if (directory / "artifact" / MANIFEST).is_file():
+            raise ArtifactError(f"{directory} is a package, and its artifact lies in it; give {directory / 'artifact'}") from None
         raise ArtifactError(f"{directory} {what}; make an artifact with: edge build MODEL --target cpu --out DIR") from None
     except OSError as error:
         raise _unreadable(path, error) from None

@@ -115,10 +115,16 @@ def _memory(artifact: Artifact, kind: str, device: str | None, place: Place) -> 
             raise UsageError(f"{artifact.directory} does not run on {chosen.name} in a package for {kind}; --device takes {fitting}")
         return chosen.name, _bytes(chosen, artifact, place)
     target = artifact.manifest.target
-    if target in target_names() and (stated := load_target(target).memory_mb) is not None:
+    if target in target_names() and (stated := load_target(target).memory_mb) is not None and _is_for(target, place):
         return f"target {target}", min(stated * 1_000_000, place.most or stated * 1_000_000)
     usual = load_device(place.usual[of_artifact(artifact).provider])
     return usual.name, _bytes(usual, artifact, place)
+
+
+def _is_for(target: str, place: Place) -> bool:
+    """Whether a target's memory is that of such a device: one for a Raspberry Pi says nothing of a phone."""
+    kinds = {device.kind for device in devices() for unit in device.units if target in unit.targets}
+    return bool(kinds & set(place.kinds))
 
 
 def _running(artifact: Artifact, place: Place) -> list[DeviceProfile]:

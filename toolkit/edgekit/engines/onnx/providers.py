@@ -6,6 +6,7 @@ device does not start or lacks a kernel; here the one is EngineMissing and the o
 
 import base64
 import importlib
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,7 @@ class Provider:
 
     appends: more than one token may be added to a sequence at once. DirectML's GroupQueryAttention takes all but a single token for
     the beginning of a sequence. plugin: the package adds to onnxruntime; else it takes its place.
+    windows: exists for Windows alone.
     """
 
     name: str
@@ -37,12 +39,13 @@ class Provider:
     device: str | None
     appends: bool = True
     plugin: bool = False
+    windows: bool = False
 
 
 PROVIDERS: dict[str, Provider] = {
     "cpu": Provider("CPUExecutionProvider", "onnxruntime", "onnx", None),
     "cuda": Provider("CUDAExecutionProvider", "onnxruntime-gpu", "cuda", "cuda"),
-    "dml": Provider("DmlExecutionProvider", "onnxruntime-directml", "directml", "dml", appends=False),
+    "dml": Provider("DmlExecutionProvider", "onnxruntime-directml", "directml", "dml", appends=False, windows=True),
     "webgpu": Provider("WebGpuExecutionProvider", "onnxruntime-ep-webgpu", "webgpu", "gpu", plugin=True),
 }
 
@@ -94,6 +97,10 @@ def _register(chosen: Provider, options: "onnxruntime.SessionOptions") -> Sequen
             raise ImportError(chosen.package)
         plugin = importlib.import_module(chosen.package.replace("-", "_"))
     except ImportError:
+        if chosen.windows and sys.platform != "win32":
+            raise EngineMissing(
+                f"this artifact runs on {chosen.name}, which exists for Windows alone; run it there (edge package --for windows)"
+            ) from None
         place = "" if chosen.plugin else ", in place of onnxruntime"
         raise EngineMissing(
             f"this artifact runs on {chosen.name}, which the installed onnxruntime {onnxruntime.__version__} lacks; "

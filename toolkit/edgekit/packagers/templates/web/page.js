@@ -18,13 +18,13 @@ worker.onmessage = ({ data }) => {
   else if (data.kind === "ready") ready(data.text);
   else if (data.kind === "token") answer.textContent = data.text;
   else if (data.kind === "done") done(data);
-  else if (data.kind === "error") fail(data.text);
+  else if (data.kind === "error") (answer ? undo : fail)(data.text);
 };
 
 function ready(text) {
   $("status").textContent = text;
   document.body.dataset.state = "ready";
-  for (const id of ["prompt", "send"]) $(id).disabled = false;
+  for (const id of ["prompt", "send", "new"]) $(id).disabled = false;
   $("stop").disabled = true;
   $("prompt").focus();
 }
@@ -33,7 +33,16 @@ function done({ text, tokens, reason }) {
   answer.textContent = text;
   answer.dataset.tokens = JSON.stringify(tokens);
   messages.push({ role: "assistant", content: text });
+  answer = null;
   ready(`${tokens.length} tokens, ended by ${reason}`);
+}
+
+// What was asked is not answered: it is taken back, and the page goes on.
+function undo(text) {
+  messages.pop();
+  answer.remove();
+  answer = null;
+  ready(text);
 }
 
 function fail(text) {
@@ -55,7 +64,7 @@ $("ask").addEventListener("submit", (event) => {
   if (!prompt || $("send").disabled) return;
   document.body.dataset.state = "answering";
   $("prompt").value = "";
-  for (const id of ["prompt", "send"]) $(id).disabled = true;
+  for (const id of ["prompt", "send", "new"]) $(id).disabled = true;
   $("stop").disabled = false;
   messages.push({ role: "user", content: prompt });
   say("user", prompt);
@@ -64,3 +73,7 @@ $("ask").addEventListener("submit", (event) => {
 });
 
 $("stop").addEventListener("click", () => worker.postMessage({ kind: "stop" }));
+$("new").addEventListener("click", () => {
+  messages.length = 0;
+  $("talk").replaceChildren();
+});
