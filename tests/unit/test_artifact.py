@@ -165,3 +165,13 @@ def test_not_an_artifact(tmp_path: Path) -> None:
         load_artifact(tmp_path)
     with pytest.raises(ArtifactError, match="does not exist"):
         load_artifact(tmp_path / "nowhere")
+
+
+def test_a_file_or_a_package_in_the_place_of_an_artifact(tmp_path: Path) -> None:
+    (tmp_path / "m.gguf").write_bytes(b"GGUF")
+    with pytest.raises(ArtifactError, match=r"m\.gguf is a file; an artifact is a directory"):
+        load_artifact(tmp_path / "m.gguf")
+    (tmp_path / "package" / "artifact").mkdir(parents=True)
+    (tmp_path / "package" / "artifact" / "edgekit.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(ArtifactError, match=r"package is a package, and its artifact lies in it; give .*artifact"):
+        load_artifact(tmp_path / "package")
