@@ -6,13 +6,10 @@ Without a GPU, Chromium computes WebGPU on the CPU (SwiftShader): that the page 
 """
 
 import argparse
-import functools
-import http.server
 import json
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -20,11 +17,6 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 import chromium
-
-
-class Quiet(http.server.SimpleHTTPRequestHandler):
-    def log_message(self, format: str, *arguments: object) -> None:
-        pass
 
 
 def ask(page: chromium.Page, prompt: str, tokens: int) -> dict[str, Any]:
@@ -47,23 +39,23 @@ def ask(page: chromium.Page, prompt: str, tokens: int) -> dict[str, Any]:
 
 
 def tried(package: Path, prompt: str, tokens: int) -> dict[str, Any]:
-    manifest = json.loads(next(package.glob("artifact/edgekit.json*")).read_text(encoding="utf-8"))
+    manifest = json.loads((package / "artifact" / "edgekit.json").read_text(encoding="utf-8"))
     webgpu = manifest["engine"]["details"].get("provider") == "webgpu"
     found: dict[str, Any] = {"model": manifest["model"]["name"], "parameters": manifest["model"]["parameters"], "webgpu": webgpu}
-    handler = functools.partial(Quiet, directory=str(package))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server, tempfile.TemporaryDirectory() as profile:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        with chromium.chromium(Path(profile), webgpu=webgpu) as page:
-            begun = time.monotonic()
-            page.open(f"http://127.0.0.1:{server.server_port}/")
-            page.wait("document.body?.dataset.state")
-            found["load"] = {
-                "status": page.evaluate("document.getElementById('status').textContent"),
-                "seconds": round(time.monotonic() - begun, 1),
-            }
-            if page.evaluate("document.body.dataset.state") == "ready":
-                found["answer"] = ask(page, prompt, tokens)
-        server.shutdown()
+    with (
+        chromium.serving(package) as server,
+        tempfile.TemporaryDirectory() as profile,
+        chromium.chromium(Path(profile), webgpu=webgpu) as page,
+    ):
+        begun = time.monotonic()
+        page.open(f"http://127.0.0.1:{server.server_port}/")
+        page.wait("document.body?.dataset.state")
+        found["load"] = {
+            "status": page.evaluate("document.getElementById('status').textContent"),
+            "seconds": round(time.monotonic() - begun, 1),
+        }
+        if page.evaluate("document.body.dataset.state") == "ready":
+            found["answer"] = ask(page, prompt, tokens)
     return found
 
 

@@ -1,12 +1,9 @@
 """``edge package --for web``: the page in a browser answers as the engine does here, and goes on when its server is gone."""
 
-import contextlib
-import functools
 import hashlib
 import http.server
 import json
 import os
-import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import edgekit
-from chromium import Page, chromium, program
+from chromium import Page, chromium, program, serving
 from command import Edge
 from edgekit import packagers
 from edgekit.artifact import load_artifact
@@ -54,21 +51,6 @@ def page_of(artifact: Path, output: Path) -> Path:
 @pytest.fixture(scope="module")
 def made(artifact: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return page_of(artifact, tmp_path_factory.mktemp("made") / "package")
-
-
-class Quiet(http.server.SimpleHTTPRequestHandler):
-    def log_message(self, format: str, *arguments: object) -> None:
-        pass
-
-
-@contextlib.contextmanager
-def serving(directory: Path) -> Iterator[http.server.ThreadingHTTPServer]:
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(directory))) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield server
-        server.shutdown()
-        thread.join()
 
 
 @pytest.fixture
